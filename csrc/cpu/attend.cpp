@@ -1,0 +1,279 @@
+// attend: o = R_v^T softmax2(q' K'^T) V', straight from the packed rows; q' = log2(e) * scale * R_k q.
+//
+// Every query row reads two sources over one token axis: codes for the old tokens, exact rows for its newest ones.
+//
+//   start      lo                     exact                p     end
+//     |--------|=======codes===========|======recent=======|------|      lo: window;  p: the query's own position
+//
+// Work item = (batch, kv head, block of query positions, split of the token axis). An item decodes tiles of keys and
+// values once for all its rows (positions x heads of the group) and keeps a running maximum, as flash attention does.
+// Splits fill the threads when there are few items (decode); merge() joins them, rotates back and writes the output.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "rotation.h"
+#include "rows.h"
+
+namespace int4kv {
+namespace {
+
+constexpr int64_t kTile = 64;       // keys decoded at a time: K and V tiles of head_dim 128 stay in the second cache
+constexpr int64_t kRows = 32;       // query rows that share one decoded tile
+constexpr int64_t kMinSplit = 256;  // keys under which another split costs more than it saves
+constexpr float kLog2e = 1.44269504f;
+constexpr float kNone = -std::numeric_limits<float>::infinity();
+
+// 2^x for x <= 0, relative error 2e-7; NaN stays NaN.
+inline float exp2_negative(float x) {
+  x = x < -126.0f ? -126.0f : x;
+  const float whole = (x + 12582912.0f) - 12582912.0f, part = x - whole;
+  float y = 1.5403530e-4f;
+  y = y * part + 1.3333558e-3f;
+  y = y * part + 9.6181291e-3f;
+  y = y * part + 5.5504109e-2f;
+  y = y * part + 2.4022651e-1f;
+  y = y * part + 6.9314718e-1f;
+  y = y * part + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, 4);
+  return y * power;
+}
+
+INT4KV_CLONES void score(const float* q, const float* keys, const int32_t* seen, int64_t count, int64_t head_dim, float* out) {
+  for (int64_t j = 0; j < count; ++j) {
+    const float* key = keys + seen[j] * head_dim;
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t c = 0; c < head_dim; ++c) sum += q[c] * key[c];
+    out[j] = sum;
+  }
+}
+
+INT4KV_CLONES float exponentials(float* scores, int64_t count, float maximum) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < count; ++j) {
+    scores[j] = exp2_negative(scores[j] - maximum);
+    sum += scores[j];
+  }
+  return sum;
+}
+
+INT4KV_CLONES void accumulate(
+    const float* p, const float* values, const int32_t* seen, int64_t count, int64_t head_dim, float rescale, float* o) {
+  for (int64_t d = 0; d < head_dim; d += INT4KV_UNIT) {
+    float sum[INT4KV_UNIT];
+    for (int i = 0; i < INT4KV_UNIT; ++i) sum[i] = o[d + i] * rescale;
+    for (int64_t j = 0; j < count; ++j) {
+      const float* value = values + seen[j] * head_dim + d;
+      for (int i = 0; i < INT4KV_UNIT; ++i) sum[i] += p[j] * value[i];
+    }
+    std::memcpy(o + d, sum, sizeof sum);
+  }
+}
+
+// The tokens one query row may read: codes in [lo, exact), exact rows in [exact, hi).
+struct Span {
+  int64_t lo, exact, hi;
+};
+
+struct Attention {
+  Rows q, out;
+  Source k, v;
+  std::optional<Source> k_recent, v_recent;
+  std::optional<Rows> mask;
+  at::Tensor k_signs, v_signs, partial, maxima, sums;
+  int64_t batch, heads, kv_heads, queries, head_dim, start, end, recent_start, recent_window, window, splits;
+  float scale, softcap;
+  bool causal;
+
+  int64_t group() const { return heads / kv_heads; }
+  int64_t block() const { return std::max<int64_t>(1, kRows / group()); }
+  int64_t blocks() const { return (queries + block() - 1) / block(); }
+  int64_t rows() const { return batch * heads * queries; }
+
+  Span span(int64_t query) const {
+    const int64_t p = end - queries + query;
+    const int64_t hi = causal ? std::clamp(p + 1, start, end) : end;
+    const int64_t lo = window > 0 ? std::clamp(p - window + 1, start, hi) : start;
+    const int64_t exact = k_recent ? std::max(recent_start, p - recent_window + 1) : end;
+    return {lo, std::clamp(exact, lo, hi), hi};
+  }
+  bool sees(int64_t b, int64_t h, int64_t query, int64_t token) const {
+    return !mask || mask->at<bool>(b, h, query, token - start);
+  }
+  void run(int64_t item) const;
+  void merge(int64_t row) const;
+};
+
+// The rows of one work item: their rotated queries and what they have summed up so far.
+struct Block {
+  const Attention& a;
+  int64_t b, kv_head, first_query, count, rows, from, to;
+  std::vector<float> q, o, keys, values;
+  std::vector<float> maximum, sum;
+  std::vector<Span> spans;
+
+  Block(const Attention& a_, int64_t item) : a(a_) {
+    const int64_t split = item % a.splits, block = item / a.splits % a.blocks();
+    kv_head = item / a.splits / a.blocks() % a.kv_heads;
+    b = item / a.splits / a.blocks() / a.kv_heads;
+    first_query = block * a.block();
+    count = std::min(a.block(), a.queries - first_query);
+    rows = count * a.group();
+    from = a.start + (a.end - a.start) * split / a.splits;
+    to = a.start + (a.end - a.start) * (split + 1) / a.splits;
+    q.resize(rows * a.head_dim);
+    o.assign(rows * a.head_dim, 0.0f);
+    keys.resize(kTile * a.head_dim);
+    values.resize(kTile * a.head_dim);
+    maximum.assign(rows, kNone);
+    sum.assign(rows, 0.0f);
+    for (int64_t r = 0; r < rows; ++r) load_query(r);
+  }
+
+  int64_t head(int64_t r) const { return kv_head * a.group() + r % a.group(); }
+  int64_t query(int64_t r) const { return first_query + r / a.group(); }
+
+  void load_query(int64_t r) {
+    float* row = q.data() + r * a.head_dim;
+    load_row(a.q, b, head(r), query(r), a.head_dim, row);
+    if (a.k_signs.defined()) rotate(row, a.k_signs.const_data_ptr<float>(), a.head_dim);
+    const float factor = a.softcap > 0 ? a.scale : a.scale * kLog2e;
+    for (int64_t c = 0; c < a.head_dim; ++c) row[c] *= factor;
+    Span s = a.span(query(r));
+    spans.push_back({std::clamp(s.lo, from, to), std::clamp(s.exact, from, to), std::clamp(s.hi, from, to)});
+  }
+
+  // One source over the tokens [first, last)(span) of every row.
+  template <typename Range>
+  void read(const Source& k, const Source& v, Range range) {
+    int64_t first = to, last = from;
+    for (const Span& s : spans) {
+      const auto [lo, hi] = range(s);
+      if (lo < hi) first = std::min(first, lo), last = std::max(last, hi);
+    }
+    for (int64_t t = first; t < last; t += kTile) {
+      const int64_t stop = std::min(t + kTile, last);
+      k.decode(b, kv_head, t, stop - t, a.head_dim, keys.data());
+      v.decode(b, kv_head, t, stop - t, a.head_dim, values.data());
+      for (int64_t r = 0; r < rows; ++r) {
+        const auto [lo, hi] = range(spans[r]);
+        add_tile(r, t, std::max(lo, t), std::min(hi, stop));
+      }
+    }
+  }
+
+  // Row r attends to the tokens lo .. hi that it sees; the tile's first token is t. Masked rows are never touched.
+  void add_tile(int64_t r, int64_t t, int64_t lo, int64_t hi) {
+    int32_t seen[kTile];
+    float p[kTile];
+    int64_t n = 0;
+    for (int64_t token = lo; token < hi; ++token) {
+      seen[n] = static_cast<int32_t>(token - t);
+      n += a.sees(b, head(r), query(r), token);
+    }
+    if (n == 0) return;
+    score(q.data() + r * a.head_dim, keys.data(), seen, n, a.head_dim, p);
+    if (a.softcap > 0) {
+      for (int64_t j = 0; j < n; ++j) p[j] = std::tanh(p[j] / a.softcap) * a.softcap * kLog2e;
+    }
+    const float highest = *std::max_element(p, p + n), before = maximum[r];
+    maximum[r] = highest > before ? highest : before;
+    const float rescale = before == maximum[r] ? 1.0f : exp2_negative(before - maximum[r]);
+    sum[r] = sum[r] * rescale + exponentials(p, n, maximum[r]);
+    accumulate(p, values.data(), seen, n, a.head_dim, rescale, o.data() + r * a.head_dim);
+  }
+};
+
+void Attention::run(int64_t item) const {
+  Block block(*this, item);
+  block.read(k, v, [](const Span& s) { return std::pair(s.lo, s.exact); });
+  if (k_recent) block.read(*k_recent, *v_recent, [](const Span& s) { return std::pair(s.exact, s.hi); });
+  const int64_t split = item % splits;
+  for (int64_t r = 0; r < block.rows; ++r) {
+    const int64_t row = (block.b * heads + block.head(r)) * queries + block.query(r), slot = split * rows() + row;
+    maxima.data_ptr<float>()[slot] = block.maximum[r];
+    sums.data_ptr<float>()[slot] = block.sum[r];
+    std::memcpy(partial.data_ptr<float>() + slot * head_dim, block.o.data() + r * head_dim, head_dim * sizeof(float));
+  }
+}
+
+void Attention::merge(int64_t row) const {
+  const float *m = maxima.const_data_ptr<float>() + row, *l = sums.const_data_ptr<float>() + row;
+  const float* o = partial.const_data_ptr<float>() + row * head_dim;
+  float highest = kNone, total = 0.0f;
+  for (int64_t s = 0; s < splits; ++s) highest = std::max(highest, m[s * rows()]);
+  float joined[INT4KV_MAX_HEAD_DIM] = {};
+  for (int64_t s = 0; s < splits; ++s) {
+    if (l[s * rows()] == 0.0f) continue;
+    const float weight = exp2_negative(m[s * rows()] - highest);
+    total += weight * l[s * rows()];
+    for (int64_t c = 0; c < head_dim; ++c) joined[c] += weight * o[s * rows() * head_dim + c];
+  }
+  const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
+  for (int64_t c = 0; c < head_dim; ++c) joined[c] *= inverse;
+  if (v_signs.defined()) unrotate(joined, v_signs.const_data_ptr<float>(), head_dim);
+  store_row(out, row / queries / heads, row / queries % heads, row % queries, head_dim, joined);
+}
+
+int64_t count_splits(int64_t items, int64_t keys) {
+  const int64_t wanted = (at::get_num_threads() + items - 1) / std::max<int64_t>(items, 1);
+  return std::clamp<int64_t>(keys / kMinSplit, 1, std::max<int64_t>(wanted, 1));
+}
+
+std::optional<Source> recent_source(const OptionalTensor& recent, int64_t recent_window) {
+  return recent && recent_window > 0 ? std::optional<Source>(Source(*recent)) : std::nullopt;
+}
+
+std::optional<Rows> expanded_mask(const OptionalTensor& mask, const at::Tensor& q, int64_t keys) {
+  if (!mask) return std::nullopt;
+  return Rows(mask->expand({q.size(0), q.size(1), q.size(2), keys}));
+}
+
+at::Tensor attend(
+    const at::Tensor& q, const at::Tensor& k_codes, const at::Tensor& k_scales, const at::Tensor& v_codes,
+    const at::Tensor& v_scales, int64_t start, int64_t end, double scale, const OptionalTensor& k_rotation,
+    const OptionalTensor& v_rotation, const OptionalTensor& k_recent, const OptionalTensor& v_recent, int64_t recent_start,
+    int64_t recent_window, const OptionalTensor& mask, bool causal, int64_t window, double softcap, std::string_view codebook) {
+  check_attend(
+      q, {k_codes, k_scales, k_recent}, {v_codes, v_scales, v_recent}, start, end, k_rotation, v_rotation, recent_start,
+      recent_window, mask, window, softcap, codebook);
+  const int64_t batch = q.size(0), heads = q.size(1), queries = q.size(2), head_dim = q.size(3);
+  const at::Tensor out = at::empty({batch, queries, heads, head_dim}, q.options()).transpose(1, 2);
+  Attention a{
+      Rows(q), Rows(out), Source(k_codes, k_scales), Source(v_codes, v_scales), recent_source(k_recent, recent_window),
+      recent_source(v_recent, recent_window), expanded_mask(mask, q, end - start),
+      k_rotation ? k_rotation->contiguous() : at::Tensor(), v_rotation ? v_rotation->contiguous() : at::Tensor(),
+      {}, {}, {}, batch, heads, k_codes.size(1), queries, head_dim, start, end, recent_start, recent_window, window, 1,
+      static_cast<float>(scale), static_cast<float>(softcap), causal};
+  const int64_t items = batch * a.kv_heads * a.blocks();
+  a.splits = count_splits(items, end - start);
+  const auto scratch = q.options().dtype(at::kFloat);
+  a.partial = at::empty({a.splits, a.rows(), head_dim}, scratch);
+  a.maxima = at::empty({a.splits, a.rows()}, scratch);
+  a.sums = at::empty({a.splits, a.rows()}, scratch);
+  at::parallel_for(0, items * a.splits, 1, [&](int64_t begin, int64_t stop) {
+    for (int64_t i = begin; i < stop; ++i) a.run(i);
+  });
+  at::parallel_for(0, a.rows(), kRows, [&](int64_t begin, int64_t stop) {
+    for (int64_t row = begin; row < stop; ++row) a.merge(row);
+  });
+  return out;
+}
+
+} // namespace
+
+TORCH_LIBRARY_IMPL(int4kv, CPU, m) {
+  m.impl("attend", attend);
+}
+
+} // namespace int4kv

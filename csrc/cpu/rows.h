@@ -1,0 +1,61 @@
+// Rows of head_dim channels behind any strides, offset and floating dtype, and rows behind packed codes.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include "../ops.h"
+
+// Hot loops are compiled for several x86-64 levels and picked at load time; elsewhere the baseline has SIMD already.
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
+#define INT4KV_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define INT4KV_CLONES
+#endif
+
+namespace int4kv {
+
+// A 4-dimensional tensor [batch, head, token, channel] as a base pointer and strides.
+struct Rows {
+  char* data;
+  int64_t element, batch, head, token, channel, capacity;
+  at::ScalarType type;
+
+  explicit Rows(const at::Tensor& x)
+      : data(static_cast<char*>(const_cast<void*>(x.const_data_ptr()))),
+        element(x.element_size()),
+        batch(x.stride(0) * element),
+        head(x.stride(1) * element),
+        token(x.stride(2) * element),
+        channel(x.stride(3) * element),
+        capacity(x.size(2)),
+        type(x.scalar_type()) {}
+
+  char* row(int64_t b, int64_t h, int64_t slot) const {
+    return data + b * batch + h * head + slot * token;
+  }
+  template <typename T>
+  T& at(int64_t b, int64_t h, int64_t slot, int64_t c) const {
+    return *reinterpret_cast<T*>(row(b, h, slot) + c * channel);
+  }
+};
+
+// float32 <- row of any dtype, and back (rounded to nearest even).
+void load_row(const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t head_dim, float* out);
+void store_row(const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t head_dim, const float* values);
+
+// out[head_dim] = scale * level of a packed row; scales has head_dim / group_size entries.
+void unpack_row(const uint8_t* codes, const float* scales, int64_t head_dim, int64_t group_size, float* out);
+
+// Where keys or values come from: packed codes with scales, or plain rows (no scales). Token t is in slot t % capacity.
+struct Source {
+  Rows codes;
+  std::optional<Rows> scales;
+  int64_t groups;
+
+  Source(const at::Tensor& codes_, const at::Tensor& scales_);
+  explicit Source(const at::Tensor& rows) : codes(rows), groups(0) {}
+
+  // out[count, head_dim] = tokens first .. first + count of one head, dequantised, still centred and rotated.
+  void decode(int64_t b, int64_t h, int64_t first, int64_t count, int64_t head_dim, float* out) const;
+};
+
+} // namespace int4kv

@@ -1,0 +1,71 @@
+// Schemas and meta kernels. Backends register their own kernels next to the code: csrc/cpu/*.cpp.
+#include "ops.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+namespace int4kv {
+namespace {
+
+using c10::SymInt;
+
+void quantize_meta(
+    const at::Tensor& x, at::Tensor& codes, at::Tensor& scales, SymInt position, const OptionalTensor& centre,
+    const OptionalTensor& rotation, const OptionalTensor& recent, std::string_view codebook) {
+  check_quantize("x", x, {codes, scales, recent}, position, centre, rotation, codebook);
+}
+
+void quantize_kv_meta(
+    const at::Tensor& k, const at::Tensor& v, at::Tensor& k_codes, at::Tensor& k_scales, at::Tensor& v_codes,
+    at::Tensor& v_scales, SymInt position, const OptionalTensor& k_centre, const OptionalTensor& k_rotation,
+    const OptionalTensor& v_rotation, const OptionalTensor& k_recent, const OptionalTensor& v_recent, std::string_view codebook) {
+  check_quantize("k", k, {k_codes, k_scales, k_recent}, position, k_centre, k_rotation, codebook);
+  check_quantize("v", v, {v_codes, v_scales, v_recent}, position, std::nullopt, v_rotation, codebook);
+}
+
+at::Tensor attend_meta(
+    const at::Tensor& q, const at::Tensor& k_codes, const at::Tensor& k_scales, const at::Tensor& v_codes,
+    const at::Tensor& v_scales, SymInt start, SymInt end, double /*scale*/, const OptionalTensor& k_rotation,
+    const OptionalTensor& v_rotation, const OptionalTensor& k_recent, const OptionalTensor& v_recent, SymInt recent_start,
+    SymInt recent_window, const OptionalTensor& mask, bool /*causal*/, SymInt window, double softcap, std::string_view codebook) {
+  check_attend(
+      q, {k_codes, k_scales, k_recent}, {v_codes, v_scales, v_recent}, start, end, k_rotation, v_rotation, recent_start,
+      recent_window, mask, window, softcap, codebook);
+  return at::empty_symint({q.sym_size(0), q.sym_size(2), q.sym_size(1), q.sym_size(3)}, q.options()).transpose(1, 2);
+}
+
+at::Tensor dequantize_meta(
+    const at::Tensor& codes, const at::Tensor& scales, SymInt start, SymInt end, SymInt head_dim,
+    const OptionalTensor& centre, const OptionalTensor& rotation, at::ScalarType dtype, std::string_view codebook) {
+  check_dequantize({codes, scales, std::nullopt}, start, end, head_dim, centre, rotation, dtype, codebook);
+  return at::empty_symint({codes.sym_size(0), codes.sym_size(1), end - start, head_dim}, codes.options().dtype(dtype));
+}
+
+} // namespace
+
+TORCH_LIBRARY(int4kv, m) {
+  m.def(
+      "quantize(Tensor x, Tensor(a!) codes, Tensor(b!) scales, SymInt position, *, Tensor? centre=None, "
+      "Tensor? rotation=None, Tensor(c!)? recent=None, str codebook='uniform') -> ()");
+  m.def(
+      "quantize_kv(Tensor k, Tensor v, Tensor(a!) k_codes, Tensor(b!) k_scales, Tensor(c!) v_codes, Tensor(d!) v_scales, "
+      "SymInt position, *, Tensor? k_centre=None, Tensor? k_rotation=None, Tensor? v_rotation=None, "
+      "Tensor(e!)? k_recent=None, Tensor(f!)? v_recent=None, str codebook='uniform') -> ()");
+  m.def(
+      "attend(Tensor q, Tensor k_codes, Tensor k_scales, Tensor v_codes, Tensor v_scales, SymInt start, SymInt end, "
+      "float scale, *, Tensor? k_rotation=None, Tensor? v_rotation=None, Tensor? k_recent=None, Tensor? v_recent=None, "
+      "SymInt recent_start=0, SymInt recent_window=0, Tensor? mask=None, bool causal=True, SymInt window=0, "
+      "float softcap=0., str codebook='uniform') -> Tensor");
+  m.def(
+      "dequantize(Tensor codes, Tensor scales, SymInt start, SymInt end, SymInt head_dim, *, Tensor? centre=None, "
+      "Tensor? rotation=None, ScalarType dtype=float, str codebook='uniform') -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(int4kv, Meta, m) {
+  m.impl("quantize", quantize_meta);
+  m.impl("quantize_kv", quantize_kv_meta);
+  m.impl("attend", attend_meta);
+  m.impl("dequantize", dequantize_meta);
+}
+
+} // namespace int4kv

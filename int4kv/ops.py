@@ -1,0 +1,41 @@
+"""Loads the compiled ops and refuses a build that does not fit the torch it meets."""
+
+import torch
+
+
+def minor(version: str) -> str:
+    """'2.13.0+cpu' -> '2.13'."""
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
+def check_build(built: str, imported: str) -> None:
+    """Raise ImportError when the extension was built against another torch minor: its C++ interface differs."""
+    if minor(built) != minor(imported):
+        raise ImportError(
+            f"int4kv was built against torch {built} but torch {imported} is imported; "
+            "rebuild it: pip install --no-build-isolation --force-reinstall --no-deps int4kv"
+        )
+
+
+def build_info() -> dict:
+    """Facts of the compiled library: torch, compiler, format_version, openmp, backends."""
+    return _C.build_info()
+
+
+def _load():
+    try:
+        from . import _build
+    except ModuleNotFoundError:
+        raise ImportError("int4kv is not built; in its folder run: pip install --no-build-isolation .") from None
+    # Before the library is opened: one that does not fit may not even load.
+    check_build(_build.TORCH_VERSION, torch.__version__)
+    from . import _C
+
+    return _C
+
+
+_C = _load()
+quantize = torch.ops.int4kv.quantize
+quantize_kv = torch.ops.int4kv.quantize_kv
+attend = torch.ops.int4kv.attend
+dequantize = torch.ops.int4kv.dequantize
