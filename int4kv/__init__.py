@@ -1,1 +1,13 @@
+"""A 4-bit KV cache for PyTorch: torch.ops.int4kv.quantize and attend, and int4kv.patch(model) for Hugging Face models."""
+
 from . import ops
+from .attention import register as _register
+from .cache import Int4Cache
+from .calibrate import calibrate
+from .config import Int4KVConfig
+from .patch import is_patched, patch, patched, unpatch
+from .report import report
+
+_register()
+__version__ = "0.1.0"
+__all__ = ["Int4Cache", "Int4KVConfig", "calibrate", "is_patched", "ops", "patch", "patched", "report", "unpatch"]

@@ -24,7 +24,7 @@
 namespace int4kv {
 namespace {
 
-constexpr int64_t kTile = 64;       // keys decoded at a time: K and V tiles of head_dim 128 stay in the second cache
+constexpr int64_t kTile = 32;       // keys decoded at a time: the K and V tiles of head_dim 128 fill the first cache
 constexpr int64_t kRows = 32;       // query rows that share one decoded tile
 constexpr int64_t kMinSplit = 256;  // keys under which another split costs more than it saves
 constexpr float kLog2e = 1.44269504f;
@@ -47,34 +47,50 @@ inline float exp2_negative(float x) {
   return y * power;
 }
 
+// 8 floats that the compiler maps to whatever SIMD registers the target has.
+typedef float Lanes __attribute__((vector_size(32), aligned(4)));
+constexpr int64_t kLanes = 8;
+
+inline Lanes load_lanes(const float* x) {
+  return *reinterpret_cast<const Lanes*>(x);
+}
+
+inline float sum_lanes(Lanes x) {
+  float sum = 0.0f;
+  for (int i = 0; i < kLanes; ++i) sum += x[i];
+  return sum;
+}
+
+// Dot products of q with four keys at a time: one load of q serves four.
 INT4KV_CLONES void score(const float* q, const float* keys, const int32_t* seen, int64_t count, int64_t head_dim, float* out) {
-  for (int64_t j = 0; j < count; ++j) {
-    const float* key = keys + seen[j] * head_dim;
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t c = 0; c < head_dim; ++c) sum += q[c] * key[c];
-    out[j] = sum;
+  for (int64_t j = 0; j < count; j += 4) {
+    const float* key[4];
+    for (int i = 0; i < 4; ++i) key[i] = keys + seen[std::min(j + i, count - 1)] * head_dim;
+    Lanes sum[4] = {};
+    for (int64_t c = 0; c < head_dim; c += kLanes) {
+      const Lanes x = load_lanes(q + c);
+      for (int i = 0; i < 4; ++i) sum[i] += x * load_lanes(key[i] + c);
+    }
+    for (int64_t i = 0; i < std::min<int64_t>(4, count - j); ++i) out[j + i] = sum_lanes(sum[i]);
   }
 }
 
 INT4KV_CLONES float exponentials(float* scores, int64_t count, float maximum) {
   float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < count; ++j) {
-    scores[j] = exp2_negative(scores[j] - maximum);
-    sum += scores[j];
-  }
+  for (int64_t j = 0; j < count; ++j) scores[j] = exp2_negative(scores[j] - maximum);
+  for (int64_t j = 0; j < count; ++j) sum += scores[j];
   return sum;
 }
 
+// o = o * rescale + sum of p * value, 32 channels at a time so that the sums stay in registers.
 INT4KV_CLONES void accumulate(
     const float* p, const float* values, const int32_t* seen, int64_t count, int64_t head_dim, float rescale, float* o) {
-  for (int64_t d = 0; d < head_dim; d += INT4KV_UNIT) {
-    float sum[INT4KV_UNIT];
-    for (int i = 0; i < INT4KV_UNIT; ++i) sum[i] = o[d + i] * rescale;
+  for (int64_t d = 0; d < head_dim; d += 4 * kLanes) {
+    Lanes sum[4];
+    for (int i = 0; i < 4; ++i) sum[i] = load_lanes(o + d + i * kLanes) * rescale;
     for (int64_t j = 0; j < count; ++j) {
       const float* value = values + seen[j] * head_dim + d;
-      for (int i = 0; i < INT4KV_UNIT; ++i) sum[i] += p[j] * value[i];
+      for (int i = 0; i < 4; ++i) sum[i] += p[j] * load_lanes(value + i * kLanes);
     }
     std::memcpy(o + d, sum, sizeof sum);
   }

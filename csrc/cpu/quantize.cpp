@@ -1,5 +1,11 @@
 // quantize: x -> centre -> rotate -> scale -> round -> pack, one pass per row, straight into the cache.
-// The arithmetic and its order are format.h's; -ffp-contract=off keeps a * b + c two roundings.
+// The arithmetic and its order are format.h's: a * b + c stays two roundings.
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
+#endif
+
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>

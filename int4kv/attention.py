@@ -1,0 +1,91 @@
+"""The attention and mask functions that transformers calls by the name "int4kv"."""
+
+import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+from transformers.utils import logging
+
+from . import ops
+from .layer import PackedChunk
+
+NAME = "int4kv"
+UNSUPPORTED = ("s_aux", "position_bias", "sinks")  # attention terms some models pass that the kernel does not know
+logger = logging.get_logger(__name__)
+
+
+def int4kv_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, softcap=None, **kwargs):
+    """Attention of query [batch, num_heads, queries, head_dim] over what the cache handed out.
+
+    key: a PackedChunk from Int4Layer.update, or a tensor (training, use_cache=False, another cache): then it is SDPA.
+    Returns ([batch, queries, num_heads, head_dim], None).
+    """
+    refused = [name for name in UNSUPPORTED if kwargs.get(name) is not None]
+    if refused:
+        raise NotImplementedError(f"{refused[0]} was passed to int4kv attention by {type(module).__name__}; it is not supported")
+    if kwargs.get("output_attentions"):
+        logger.warning_once("int4kv attention does not return attention weights; use attn_implementation='eager' for them")
+    if not isinstance(key, PackedChunk):
+        return _plain(module, query, key, value, attention_mask, dropout, scaling, softcap, **kwargs)
+    if key.exact:
+        return _plain(module, query, key.k, key.v, attention_mask, dropout, scaling, softcap, **kwargs)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend_chunk(query, key, attention_mask, scaling, softcap).transpose(1, 2), None
+
+
+def attend_chunk(query, chunk, attention_mask, scaling, softcap=None):
+    """Attention over a chunk's stored rows, [batch, num_heads, queries, head_dim]. A mask is all there is to see by."""
+    layer, recent = chunk.layer, chunk.recent
+    options = {}
+    if recent is not None:
+        options = dict(k_recent=recent.tensors[0], v_recent=recent.tensors[1], recent_start=recent.start,
+                       recent_window=chunk.recent_window)
+    masked = attention_mask is not None
+    return ops.attend(
+        query, *chunk.codes.tensors, chunk.start, chunk.end, scaling,
+        k_rotation=layer.signs, v_rotation=layer.signs, mask=_as_bool(attention_mask, chunk.end - chunk.start),
+        causal=not masked, window=0 if masked or not layer.is_sliding else layer.sliding_window,
+        softcap=softcap or 0.0, **options)
+
+
+def _as_bool(mask, keys):
+    if mask is None:
+        return None
+    if mask.shape[-1] < keys:
+        raise ValueError(f"attention_mask covers {mask.shape[-1]} keys; accepted: the {keys} that the cache holds for this chunk")
+    mask = mask[..., -keys:]
+    return mask if mask.dtype == torch.bool else mask >= 0
+
+
+def _plain(module, query, key, value, attention_mask, dropout, scaling, softcap, **kwargs):
+    if softcap is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    keys = key.shape[2]  # SDPA has no softcap; the op reads plain rows too
+    none = key.new_empty(*key.shape[:3], 0, dtype=torch.float16)
+    out = ops.attend(query, key, none, value, none, 0, keys, scaling, softcap=softcap, mask=_as_bool(attention_mask, keys),
+                     causal=attention_mask is None)
+    return out.transpose(1, 2), None
+
+
+def int4kv_mask(*args, **kwargs):
+    """The mask for one kind of layer: None, a padding mask [batch, 1, 1, keys] for single queries, else SDPA's bool mask.
+
+    For single queries nothing is built and nothing is read back from the device, whatever the window.
+    """
+    queries = kwargs.get("q_length")
+    if queries is None:  # before transformers 5.5
+        queries = kwargs.get("cache_position", args[1] if len(args) > 1 else None).shape[0]
+    keys, offset = kwargs["kv_length"], kwargs.get("kv_offset", 0)
+    padding, window = kwargs.get("attention_mask"), kwargs.get("local_size")
+    single = queries == 1 and kwargs.get("allow_is_causal_skip", True) and (window is None or keys <= window)
+    if single and padding is None:
+        return None
+    if single and padding.shape[-1] >= offset + keys:
+        return padding[:, None, None, offset : offset + keys]
+    return sdpa_mask(*args, **kwargs)
+
+
+def register() -> None:
+    """Make attn_implementation="int4kv" known to transformers."""
+    AttentionInterface.register(NAME, int4kv_attention)
+    AttentionMaskInterface.register(NAME, int4kv_mask)

@@ -1,0 +1,63 @@
+"""Int4Cache: a transformers Cache whose layers store four bits."""
+
+import torch
+from transformers.cache_utils import Cache
+
+from .config import Int4KVConfig, head_dim_of, kv_heads_of, layer_windows, make_config, text_config
+from .layer import Int4Layer
+
+
+def signature(model_config) -> tuple:
+    """What a cache and a model must agree on: key/value heads, head_dim and the window of every layer."""
+    return kv_heads_of(model_config), head_dim_of(model_config), tuple(layer_windows(model_config))
+
+
+class Int4Cache(Cache):
+    """Holds keys and values of a model with the given config, packed.
+
+    model_config: the model's config (model.config). config: an Int4KVConfig; its fields can be given as overrides.
+    Pass it as past_key_values; int4kv.patch(model) makes generate and forward create it by themselves. Under another
+    attention function than "int4kv" it hands out dense, dequantised tensors.
+    """
+
+    def __init__(self, model_config, config: Int4KVConfig | None = None, **overrides):
+        self.config = make_config(config, **overrides)
+        self.signature = signature(model_config)
+        windows = self.signature[-1]
+        unknown = [i for i in self.config.skip_layers if i >= len(windows)]
+        if unknown:
+            raise ValueError(f"skip_layers has {unknown}; accepted: indices below {len(windows)}, the layers of the model")
+        centres = self.config.centres
+        if centres is not None and len(centres) != len(windows):
+            raise ValueError(f"centres has {len(centres)} layers; accepted: {len(windows)}, those of the model")
+        text = text_config(model_config)
+        super().__init__(layers=[Int4Layer(self.config, text, window, i) for i, window in enumerate(windows)])
+
+    def expect(self, length: int | None = None, prompt_tokens: int | None = None) -> "Int4Cache":
+        """Say what is known beforehand: the final length (buffers are made that long) and the prompt's length."""
+        for layer in self.layers:
+            layer.expected_length, layer.prompt_tokens = length, prompt_tokens
+        return self
+
+    def note_padding(self, attention_mask: torch.Tensor | None) -> None:
+        """The 2-dimensional attention mask of the first chunk: padding is left out of the centre."""
+        if self.get_seq_length() == 0:
+            mask = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
+            for layer in self.layers:
+                layer.padding = mask
+
+    def check_model(self, model_config) -> None:
+        """Raise ValueError when this cache was made for a model of another shape."""
+        theirs = signature(model_config)
+        for name, mine, its in zip(("num_key_value_heads", "head_dim", "layers and sliding windows"), self.signature, theirs):
+            if mine != its:
+                raise ValueError(f"past_key_values was made for a model with {name} {mine}; this model has {its}")
+
+    def memory_footprint(self) -> int:
+        """Bytes of every tensor held: codes, scales, rings and centres of all layers, and the shared rotation signs."""
+        signs = {layer.signs.data_ptr(): layer.signs for layer in self.layers if layer.is_initialized and layer.signs is not None}
+        return sum(layer.nbytes for layer in self.layers) + sum(s.numel() * s.element_size() for s in signs.values())
+
+    @property
+    def nbytes(self) -> int:
+        return self.memory_footprint()

@@ -1,0 +1,168 @@
+"""int4kv.patch(model): the attention implementation, and a cache made wherever the model would make its own."""
+
+import inspect
+import weakref
+from contextlib import contextmanager
+from types import MethodType
+
+from .attention import NAME
+from .cache import Int4Cache
+from .config import Int4KVConfig, head_dim_of, layer_windows, make_config, text_config
+
+OURS_TO_REPLACE = (None, "dynamic", "hybrid")  # cache_implementation values that mean "the default"
+PREALLOCATE = 65536  # tokens; a longer max_length is taken as a limit, not as a plan
+
+_last_cache = weakref.WeakKeyDictionary()  # model -> weak reference to the cache it used last
+
+
+class Patch:
+    """What patch() left on a model: the config, what was there before, and the hook to remove."""
+
+    def __init__(self, config, previous, hook):
+        self.config, self.previous, self.hook = config, previous, hook
+
+
+def patch(model, config: Int4KVConfig | None = None, **overrides):
+    """Make a transformers decoder use the int4 cache in generate() and forward(). Returns the model.
+
+    config: an Int4KVConfig, or None for the default; fields can be given as overrides: patch(model, group_size=64).
+    Patching again replaces the config. Raises ValueError, naming the model and the reason, when it cannot work.
+    """
+    config = make_config(config, **overrides)
+    check_supported(model)
+    Int4Cache(model.config, config)  # refuses what does not fit this model before anything is changed
+    if is_patched(model):
+        unpatch(model)
+    previous = text_config(model.config)._attn_implementation
+    _set_attention(model, NAME)
+    model._prepare_cache_for_generation = MethodType(_prepare_cache, model)
+    hook = model.register_forward_pre_hook(_give_cache, with_kwargs=True)
+    model._int4kv = Patch(config, previous, hook)
+    return model
+
+
+def unpatch(model):
+    """Undo patch(). Returns the model; one that is not patched raises ValueError."""
+    if not is_patched(model):
+        raise ValueError(f"model is a {type(model).__name__} that is not patched; accepted: one that int4kv.patch() was called on")
+    left = model.__dict__.pop("_int4kv")
+    left.hook.remove()
+    model.__dict__.pop("_prepare_cache_for_generation", None)
+    _set_attention(model, left.previous)
+    return model
+
+
+def is_patched(model) -> bool:
+    """True between patch(model) and unpatch(model)."""
+    return "_int4kv" in model.__dict__
+
+
+@contextmanager
+def patched(model, config: Int4KVConfig | None = None, **overrides):
+    """with int4kv.patched(model): ... - patched inside, as it was before afterwards."""
+    before = model._int4kv.config if is_patched(model) else None
+    try:
+        yield patch(model, config, **overrides)
+    finally:
+        if before is not None:
+            patch(model, before)
+        elif is_patched(model):
+            unpatch(model)
+
+
+def check_supported(model) -> None:
+    """Raise ValueError, naming the model and the reason, for one whose attention int4kv cannot serve."""
+    reason = _unsupported_reason(model)
+    if reason:
+        raise ValueError(f"model is a {type(model).__name__} ({reason}); accepted: decoder-only models with standard attention "
+                         "behind transformers' attention interface, such as Gemma-3 and Qwen2.5")
+
+
+def _unsupported_reason(model) -> str | None:
+    if not hasattr(model, "config") or not hasattr(model, "set_attn_implementation"):
+        return "not a transformers model"
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "an encoder-decoder"
+    if not getattr(model, "_supports_attention_backend", False):
+        return "its attention does not go through the attention interface"
+    if not hasattr(model, "_prepare_cache_for_generation"):
+        return "it has no generate(); patch the model with a language-model head"
+    return _unsupported_shape(text_config(model.config))
+
+
+def _unsupported_shape(config) -> str | None:
+    if getattr(config, "num_kv_shared_layers", 0):
+        return "its layers share keys and values"
+    if getattr(config, "kv_lora_rank", None):
+        return "multi-head latent attention"
+    if config.model_type.startswith("gpt_oss"):
+        return "attention sinks"
+    try:
+        layer_windows(config)
+    except ValueError as error:
+        return str(error)
+    head_dim = head_dim_of(config)
+    return None if head_dim % 32 == 0 and head_dim <= 256 else f"head_dim {head_dim}; accepted: multiples of 32 up to 256"
+
+
+def last_cache(model):
+    """The cache a patched model used last, while it is alive."""
+    reference = _last_cache.get(model)
+    return reference() if reference is not None else None
+
+
+def _set_attention(model, name) -> None:
+    config = model.config
+    text = text_config(config)
+    if text is config:
+        return model.set_attn_implementation(name)
+    part = next(key for key in config.sub_configs if getattr(config, key) is text)
+    model.set_attn_implementation({part: name})  # a plain string would switch the vision tower too
+
+
+def _prepare_cache(self, generation_config, model_kwargs, *args, **kwargs):
+    ours = generation_config.cache_implementation in OURS_TO_REPLACE and generation_config.use_cache is not False
+    if model_kwargs.get("past_key_values") is not None or not ours:
+        return type(self)._prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs)
+    mode, _, length = _bind(args, kwargs)
+    cache = Int4Cache(self.config, self._int4kv.config).expect(min(length, PREALLOCATE), _prompt_tokens(generation_config, model_kwargs))
+    if "assisted" in str(mode).lower() or getattr(generation_config, "is_assistant", False):
+        cache.activate_past_recording()
+    model_kwargs["past_key_values"] = cache
+
+
+def _bind(args, kwargs):
+    names = ("generation_mode", "batch_size", "max_cache_length")
+    given = dict(zip(names, args)) | kwargs
+    return [given.get(name) for name in names]
+
+
+def _prompt_tokens(generation_config, model_kwargs):
+    mask = model_kwargs.get("attention_mask")
+    if mask is not None and mask.dim() == 2:
+        return mask.shape[1]
+    new = generation_config.max_new_tokens
+    return max(generation_config.max_length - new, 1) if new else None
+
+
+def _give_cache(model, args, kwargs):
+    """Forward pre-hook: a cache for calls that bring none, and the padding mask for a cache that is still empty."""
+    kwargs = _named(model, args, kwargs)
+    cache = kwargs.get("past_key_values")
+    if cache is None and _wants_cache(model, kwargs):
+        cache = kwargs["past_key_values"] = Int4Cache(model.config, model._int4kv.config)
+    if isinstance(cache, Int4Cache):
+        if cache.get_seq_length() == 0:
+            cache.check_model(model.config)
+            cache.note_padding(kwargs.get("attention_mask"))
+        _last_cache[model] = weakref.ref(cache)
+    return (), kwargs
+
+
+def _named(model, args, kwargs):
+    return dict(zip(inspect.signature(model.forward).parameters, args)) | kwargs if args else kwargs
+
+
+def _wants_cache(model, kwargs):
+    wanted = kwargs.get("use_cache")
+    return not model.training and (text_config(model.config).use_cache if wanted is None else wanted)
