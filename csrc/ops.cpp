@@ -2,6 +2,7 @@
 #include "ops.h"
 
 #include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 namespace int4kv {
@@ -66,6 +67,12 @@ TORCH_LIBRARY_IMPL(int4kv, Meta, m) {
   m.impl("quantize_kv", quantize_kv_meta);
   m.impl("attend", attend_meta);
   m.impl("dequantize", dequantize_meta);
+}
+
+// Codes have no gradient: backward through attend raises instead of going on without one.
+TORCH_LIBRARY_IMPL(int4kv, Autograd, m) {
+  m.impl("attend", torch::autograd::autogradNotImplementedFallback());
+  m.impl("dequantize", torch::autograd::autogradNotImplementedFallback());
 }
 
 } // namespace int4kv

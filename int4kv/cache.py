@@ -39,6 +39,16 @@ class Int4Cache(Cache):
             layer.expected_length, layer.prompt_tokens = length, prompt_tokens
         return self
 
+    def activate_past_recording(self) -> None:
+        """Let crop take back everything since the last crop; transformers has this from 5.16 on."""
+        for layer in self.layers:
+            layer.activate_past_recording()
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences held, -1 before the first update."""
+        return getattr(self.layers[0], "batch_size", -1)
+
     def note_padding(self, attention_mask: torch.Tensor | None) -> None:
         """The 2-dimensional attention mask of the first chunk: padding is left out of the centre."""
         if self.get_seq_length() == 0:
