@@ -23,7 +23,9 @@ class Int4Cache(Cache):
     def __init__(self, model_config, config: Int4KVConfig | None = None, **overrides):
         self.config = make_config(config, **overrides)
         self.signature = signature(model_config)
-        windows = self.signature[-1]
+        _, head_dim, windows = self.signature
+        if self.config.group_size and head_dim % self.config.group_size:
+            raise ValueError(f"group_size is {self.config.group_size}; accepted: divisors of head_dim, {head_dim}")
         unknown = [i for i in self.config.skip_layers if i >= len(windows)]
         if unknown:
             raise ValueError(f"skip_layers has {unknown}; accepted: indices below {len(windows)}, the layers of the model")

@@ -3,7 +3,7 @@
 import inspect
 import weakref
 from contextlib import contextmanager
-from types import MethodType
+from functools import partial
 
 from .attention import NAME
 from .cache import Int4Cache
@@ -35,7 +35,7 @@ def patch(model, config: Int4KVConfig | None = None, **overrides):
         unpatch(model)
     previous = text_config(model.config)._attn_implementation
     _set_attention(model, NAME)
-    model._prepare_cache_for_generation = MethodType(_prepare_cache, model)
+    model._prepare_cache_for_generation = partial(_prepare_cache, model)  # unlike a bound method it can be pickled
     hook = model.register_forward_pre_hook(_give_cache, with_kwargs=True)
     model._int4kv = Patch(config, previous, hook)
     return model
@@ -120,12 +120,13 @@ def _set_attention(model, name) -> None:
     model.set_attn_implementation({part: name})  # a plain string would switch the vision tower too
 
 
-def _prepare_cache(self, generation_config, model_kwargs, *args, **kwargs):
+def _prepare_cache(model, generation_config, model_kwargs, *args, **kwargs):
     ours = generation_config.cache_implementation in OURS_TO_REPLACE and generation_config.use_cache is not False
     if model_kwargs.get("past_key_values") is not None or not ours:
-        return type(self)._prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs)
+        return type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, *args, **kwargs)
     mode, _, length = _bind(args, kwargs)
-    cache = Int4Cache(self.config, self._int4kv.config).expect(min(length, PREALLOCATE), _prompt_tokens(generation_config, model_kwargs))
+    cache = Int4Cache(model.config, model._int4kv.config)
+    cache.expect(min(length, PREALLOCATE), _prompt_tokens(generation_config, model_kwargs))
     if "assisted" in str(mode).lower() or getattr(generation_config, "is_assistant", False):
         cache.activate_past_recording()
     model_kwargs["past_key_values"] = cache
