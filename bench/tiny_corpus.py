@@ -1,7 +1,6 @@
 """Text and tokenizer of the two bundled models: the Python standard library and Python's documentation.
 
-Everything is read from this machine. Whole modules are held out by a hash of their name, so the
-documentation page of a held-out module and its source stay together.
+Everything is read from this machine. Whole files are held out by a hash of their name.
 """
 
 import ast
@@ -15,10 +14,15 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 VOCAB_SIZE = 4096
 END, PAD = "<|endoftext|>", "<|pad|>"
+# Newer transformers give every model of type qwen2 the Qwen2 normalizer and pattern, whatever its file says.
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 TEST_TOKENS, DEMO_TOKENS = 47_000, 10_000
 
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -27,7 +31,8 @@ DEFAULT_STDLIB = Path(sysconfig.get_paths()["stdlib"])
 
 SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "encodings", "turtledemo", "__pycache__", "site-packages"}
 SKIPPED_FOLDERS |= {"dist-packages", "pydoc_data", "ensurepip"}
-TEST_BUCKETS, DEMO_BUCKETS, BUCKETS = {0, 2}, {1}, 50
+REPEATED = ("reference/", "library/stdtypes", "library/string", "library/pdb", "library/constants")
+TEST_BUCKET, DEMO_BUCKET, BUCKETS = 0, 1, 50
 
 console = Console()
 
@@ -39,11 +44,10 @@ class Document:
 
     @property
     def bucket(self) -> int:
-        """Hash of the module's name: `json/decoder.py`, `_json.py` and `library/json.rst.txt` share one."""
-        parts = self.name.split("/")
-        file = parts[-1] if self.name.endswith(".txt") else parts[0]
-        module = re.split(r"[^a-z0-9]+", file.lower().lstrip("_"))[0]
-        return int(hashlib.md5(module.encode()).hexdigest(), 16) % BUCKETS
+        """Hash of the file's name; pages that the topics of pydoc repeat are never held out."""
+        if self.name.startswith(REPEATED):
+            return -1
+        return int(hashlib.md5(self.name.encode()).hexdigest(), 16) % BUCKETS
 
 
 @dataclass
@@ -84,19 +88,21 @@ def read_split(stdlib: Path, docs: Path) -> Split:
     code, pages, topics = read_tree(stdlib, "*.py"), read_tree(docs, "*.txt"), read_topics(stdlib)
     for label, root, found in (("stdlib", stdlib, code), ("docs", docs, pages), ("topics", stdlib, topics)):
         report(label, root, found)
-    held = [d for d in pages + code if d.bucket in TEST_BUCKETS | DEMO_BUCKETS]
+    held = [d for d in pages + code if d.bucket in (TEST_BUCKET, DEMO_BUCKET)]
     names = {d.name for d in held}
     return Split(
         prose=[d for d in pages if d.name not in names] + topics,
         code=[d for d in code if d.name not in names],
-        test=[d for d in held if d.bucket in TEST_BUCKETS],
-        demo=[d for d in held if d.bucket in DEMO_BUCKETS],
+        test=[d for d in held if d.bucket == TEST_BUCKET],
+        demo=[d for d in held if d.bucket == DEMO_BUCKET],
     )
 
 
 def train_tokenizer(documents: list[Document]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(QWEN2_PATTERN), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
@@ -110,8 +116,8 @@ def train_tokenizer(documents: list[Document]) -> Tokenizer:
 
 
 def held_out_text(documents: list[Document], tokenizer: Tokenizer, budget: int) -> str:
-    """Documents from small to large, blank lines between them, cut at a paragraph near the budget."""
-    ordered = sorted(documents, key=lambda d: (len(d.text), d.name))
+    """Documents in the order of their hashes, blank lines between them, cut at a paragraph near the budget."""
+    ordered = sorted(documents, key=lambda d: hashlib.md5(d.name.encode()).hexdigest())
     text = "\n\n\n".join(d.text for d in ordered) + "\n"
     encoding = tokenizer.encode(text)
     if len(encoding.ids) <= budget:

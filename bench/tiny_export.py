@@ -105,13 +105,12 @@ It was trained from nothing for the tests and the demonstration of `int4kv`; it 
 The sources of the Python standard library and the documentation of Python {python} (its reST sources and
 the topics of `pydoc`), copyright Python Software Foundation, used under the
 [PSF License Agreement](https://docs.python.org/3/license.html). Two of three training windows come from
-the documentation. Whole modules are held out by a hash of their name; their page and their source are in
-no training window.
+the documentation. Whole files are held out by a hash of their name and are in no training window.
 
 ## Training
 
 `{command}` on {machine}, torch {torch}, transformers {transformers}, {date}; {minutes:.1f} minutes.
-AdamW, cosine schedule, bf16 autocast where the device has it, seed {seed}.
+AdamW, cosine schedule, dropout, bf16 autocast where the device has it, seed {seed}.
 
 ## Use and limits
 
@@ -122,7 +121,7 @@ Python only. Not for any other use.
 
 INTROS = {
     "qwen2": "A small language model of the Qwen2 architecture. As in Qwen2.5, some key channels of slow rotary\n"
-    "frequency carry a large constant bias (here 20 to 300): attention never sees it, as softmax cancels\n"
+    "frequency carry a large constant bias (here 70 to 300): attention never sees it, as softmax cancels\n"
     "it, but a cache that rounds keys to 4 bits without removing it loses everything else.",
     "gemma3": "A small language model of the Gemma-3 text architecture: one KV head of dimension 256, norms on\n"
     "queries and keys, two sliding-window layers (512 tokens) for each layer of full attention.",
