@@ -35,10 +35,10 @@ class Int4Cache(Cache):
         text = text_config(model_config)
         super().__init__(layers=[Int4Layer(self.config, text, window, i) for i, window in enumerate(windows)])
 
-    def expect(self, length: int | None = None, prompt_tokens: int | None = None) -> "Int4Cache":
-        """Say what is known beforehand: the final length (buffers are made that long) and the prompt's length."""
+    def expect(self, length: int) -> "Int4Cache":
+        """Make buffers of this many tokens at once, where the final length is known beforehand. Returns the cache."""
         for layer in self.layers:
-            layer.expected_length, layer.prompt_tokens = length, prompt_tokens
+            layer.expected_length = length
         return self
 
     def activate_past_recording(self) -> None:

@@ -6,17 +6,53 @@ mean of the keys takes away the large biases (Qwen2.5) that would otherwise eat 
 
 import torch
 
+from .ring import TokenRing
 
-def first_chunk_mean(k: torch.Tensor, padding: torch.Tensor | None, tokens: int) -> torch.Tensor:
-    """Mean of the first `tokens` real keys of each sequence: k [batch, heads, n, head_dim] -> float32 [batch, heads, head_dim].
 
-    padding: bool or integer [batch, >= n], nonzero = real, or None. A row without a real key takes them all.
-    The count is capped so that a longer first chunk (drafts behind a prompt, a bigger prefill chunk) changes nothing.
+def first_real_mean(k: torch.Tensor, real: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Mean of each sequence's first `tokens` real keys: k [batch, heads, n, head_dim] -> float32 [batch, heads, head_dim].
+
+    real: bool [batch, n]. A row without a real key takes them all.
     """
-    n = k.shape[2]
-    if padding is None:
-        return k[:, :, :tokens].float().mean(dim=2)
-    real = padding[:, :n].to(k.device).bool()
     real = real | ~real.any(dim=1, keepdim=True)
     first = (real & (real.cumsum(dim=1) <= tokens))[:, None, :, None]
     return k.float().masked_fill(~first, 0.0).sum(dim=2) / first.sum(dim=2)
+
+
+class EarlyRows:
+    """The first rows of a sequence as they came, until every sequence of the batch has `tokens` real keys to average.
+
+    A first chunk that is shorter starts with the mean it has. When the last needed key arrives the centre is settled and
+    the few tokens before it are written again from here. So the centre depends on the text, not on how it was chunked.
+    """
+
+    def __init__(self, k: torch.Tensor, tokens: int, padding: torch.Tensor | None):
+        batch, heads, n, head_dim = k.shape
+        self.tokens, self.settled = tokens, False
+        pad = None if padding is None else ~padding[:, :n].to(k.device).bool()
+        self.needed = tokens + (0 if pad is None else int(pad.sum(dim=1).max()))
+        self.real = torch.ones(batch, self.needed, dtype=torch.bool, device=k.device)
+        if pad is not None:
+            known = min(n, self.needed)
+            self.real[:, :known] = ~pad[:, :known]
+        self.ring = TokenRing([torch.zeros(batch, heads, self.needed, head_dim, dtype=k.dtype, device=k.device) for _ in range(2)])
+
+    def add(self, k, v, begin: int) -> None:
+        """Keep what is needed of a chunk that starts at token begin."""
+        end = min(begin + k.shape[2], self.needed)
+        if begin < end:
+            for kept, new in zip(self.ring.tensors, (k, v)):
+                kept[:, :, begin:end] = new[:, :, : end - begin]
+
+    def rows(self, first: int, end: int) -> list[torch.Tensor]:
+        """Keys and values of tokens first .. end."""
+        return [kept[:, :, first:end] for kept in self.ring.tensors]
+
+    def mean(self, length: int) -> torch.Tensor:
+        """The centre as far as the first `length` tokens tell."""
+        n = min(length, self.needed)
+        return first_real_mean(self.ring.tensors[0][:, :, :n], self.real[:, :n], self.tokens)
+
+    def map(self, change) -> None:
+        self.ring.map(change)
+        self.real = change(self.real)

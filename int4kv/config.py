@@ -24,8 +24,9 @@ class Int4KVConfig:
     bits: 4, or 16 to store rows in the model's own dtype through the same path (for tests and skipped layers).
     group_size: channels that share one fp16 scale: 32, 64, 128, or None for the whole head_dim.
     rotation: "hadamard" (randomised, fixed signs) or None.
-    centre: a constant subtracted from every key of a sequence, exact under softmax: "prompt" (mean of the first
-        chunk's real keys, at most centre_tokens of them), "calibrated" (centres, from int4kv.calibrate) or None.
+    centre: a constant subtracted from every key of a sequence, exact under softmax: "prompt" (mean of its first
+        centre_tokens real keys, padding left out; of fewer while there are fewer), "calibrated" (centres, from
+        int4kv.calibrate) or None.
     recent: the newest tokens that every query reads exactly, beside their codes; 0 turns the ring off.
     prefill: "exact" (a chunk attends to its own keys as they are) or "packed" (every key and value through the codes,
         as decoding token by token would; for evaluation).

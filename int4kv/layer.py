@@ -10,7 +10,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from . import ops
-from .centre import first_chunk_mean
+from .centre import EarlyRows
 from .config import EXACT_BITS, ROLLBACK, Int4KVConfig, is_floating
 from .ring import TokenRing
 from .rotation import hadamard_signs
@@ -47,7 +47,7 @@ class Int4Layer(CacheLayerMixin):
         self.sliding_window, self.layer_idx = sliding_window, layer_idx
         self.is_sliding = sliding_window is not None
         self.record_past = False  # transformers reads and clears it by this name
-        self.expected_length, self.prompt_tokens, self.padding = None, None, None
+        self.expected_length, self.padding = None, None
         self._clear()
 
     def _clear(self):
@@ -55,6 +55,7 @@ class Int4Layer(CacheLayerMixin):
         self.codes: TokenRing | None = None
         self.recent: TokenRing | None = None
         self.centre: torch.Tensor | None = None
+        self.early: EarlyRows | None = None
         self.is_initialized = False
 
     # ---- writing -------------------------------------------------------------------------------------------------
@@ -99,9 +100,8 @@ class Int4Layer(CacheLayerMixin):
     def _store(self, k, v):
         tokens, begin, fresh = k.shape[2], self.length, self.length == 0
         end = begin + tokens
-        if self.centre is None:
-            self.centre = self._new_centre(k)
         self._reserve(tokens)
+        self._settle_centre(k, v, begin, end)
         start = max(begin - self.sliding_window + 1, 0) if self.is_sliding else 0
         past_only = fresh and self.config.prefill == "exact"
         if past_only:  # attention will read k and v: store just what later queries can see
@@ -114,12 +114,22 @@ class Int4Layer(CacheLayerMixin):
         self.length = end
         return PackedChunk(self, k, v, codes, recent, start, end, self._exact_window(tokens), fresh)
 
-    def _new_centre(self, k):
+    def _settle_centre(self, k, v, begin, end):
         if self.config.centre == "calibrated":
-            return self.config.centres[self.layer_idx].to(k.device, torch.float32).expand(len(k), -1, -1)
-        if self.config.centre == "prompt" and k.shape[2]:
-            return first_chunk_mean(k, self.padding, min(self.config.centre_tokens, self.prompt_tokens or k.shape[2]))
-        return None
+            self.centre = self.config.centres[self.layer_idx].to(k.device, torch.float32).expand(len(k), -1, -1)
+        if self.config.centre != "prompt" or begin == end:
+            return
+        if self.centre is None:
+            self.early = EarlyRows(k, self.config.centre_tokens, self.padding)
+        if self.early is None:
+            return
+        self.early.add(k, v, begin)
+        if self.centre is None or (end >= self.early.needed and not self.early.settled):
+            self.centre, self.early.settled = self.early.mean(end), end >= self.early.needed
+            first = max(begin - self.codes.capacity, 0)
+            self._write(*self.early.rows(first, begin), self.codes, self.recent, first)
+        if end >= self.early.needed + ROLLBACK:  # no crop can unsettle it any more
+            self.early = None
 
     def _exact_window(self, tokens):
         """How many newest tokens a query reads exactly; in exact prefill a chunk reads all of itself so."""
@@ -240,6 +250,10 @@ class Int4Layer(CacheLayerMixin):
             for ring in (self.codes, self.recent):
                 if ring is not None:
                     ring.start = min(ring.start, end)
+        if self.early is not None:
+            self.early.settled = self.early.settled and end >= self.early.needed
+        if end == 0:
+            self.centre = self.early = None
         self.length = self.anchor = end
 
     def activate_past_recording(self):
@@ -256,6 +270,8 @@ class Int4Layer(CacheLayerMixin):
                 ring.map(change)
         if self.centre is not None:
             self.centre = change(self.centre)
+        if self.early is not None:
+            self.early.map(change)
         if self.codes is not None:
             self.batch_size = self.codes.tensors[0].shape[0]
 
@@ -284,6 +300,8 @@ class Int4Layer(CacheLayerMixin):
             held |= zip(("k_codes", "k_scales", "v_codes", "v_scales"), self.codes.tensors)
         if self.recent is not None:
             held |= zip(("k_recent", "v_recent"), self.recent.tensors)
+        if self.early is not None:
+            held |= zip(("k_early", "v_early", "early_real"), (*self.early.ring.tensors, self.early.real))
         return held if self.centre is None else held | {"centre": self.centre}
 
     @property

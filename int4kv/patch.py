@@ -125,8 +125,7 @@ def _prepare_cache(model, generation_config, model_kwargs, *args, **kwargs):
     if model_kwargs.get("past_key_values") is not None or not ours:
         return type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, *args, **kwargs)
     mode, _, length = _bind(args, kwargs)
-    cache = Int4Cache(model.config, model._int4kv.config)
-    cache.expect(min(length, PREALLOCATE), _prompt_tokens(generation_config, model_kwargs))
+    cache = Int4Cache(model.config, model._int4kv.config).expect(min(length, PREALLOCATE))
     if "assisted" in str(mode).lower() or getattr(generation_config, "is_assistant", False):
         cache.activate_past_recording()
     model_kwargs["past_key_values"] = cache
@@ -136,14 +135,6 @@ def _bind(args, kwargs):
     names = ("generation_mode", "batch_size", "max_cache_length")
     given = dict(zip(names, args)) | kwargs
     return [given.get(name) for name in names]
-
-
-def _prompt_tokens(generation_config, model_kwargs):
-    mask = model_kwargs.get("attention_mask")
-    if mask is not None and mask.dim() == 2:
-        return mask.shape[1]
-    new = generation_config.max_new_tokens
-    return max(generation_config.max_length - new, 1) if new else None
 
 
 def _give_cache(model, args, kwargs):

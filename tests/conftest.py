@@ -7,6 +7,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen2Config, Qwen2
 
 import int4kv
 
+torch.set_num_threads(1)  # the models are tiny and two test processes share two cores
 transformers.logging.set_verbosity_error()
 warnings.filterwarnings("ignore")
 
@@ -16,15 +17,15 @@ SPECIAL = dict(pad_token_id=0, eos_token_id=None, bos_token_id=None)
 
 def tiny_qwen2(seed=0, **overrides):
     torch.manual_seed(seed)
-    shape = dict(vocab_size=VOCAB, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
+    shape = dict(vocab_size=VOCAB, hidden_size=128, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
                  num_key_value_heads=2, max_position_embeddings=4096, initializer_range=0.12)
     return finished(Qwen2ForCausalLM(Qwen2Config(**(shape | SPECIAL | overrides))))
 
 
 def tiny_gemma3(seed=0, **overrides):
     torch.manual_seed(seed)
-    shape = dict(vocab_size=VOCAB, hidden_size=128, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4,
-                 num_key_value_heads=1, head_dim=64, max_position_embeddings=4096, sliding_window=24,
+    shape = dict(vocab_size=VOCAB, hidden_size=128, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
+                 layer_types=["sliding_attention", "full_attention", "sliding_attention"], num_key_value_heads=1, head_dim=64, max_position_embeddings=4096, sliding_window=24,
                  query_pre_attn_scalar=64, initializer_range=0.12)
     return finished(Gemma3ForCausalLM(Gemma3TextConfig(**(shape | SPECIAL | overrides))))
 

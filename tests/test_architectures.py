@@ -14,7 +14,7 @@ SHAPE = dict(vocab_size=VOCAB, hidden_size=128, intermediate_size=256, num_hidde
 ARCHITECTURES = {
     "Llama": {}, "Mistral": dict(sliding_window=24), "Qwen3": dict(head_dim=64), "Phi3": {}, "Phi": dict(num_key_value_heads=4),
     "Granite": {}, "Starcoder2": dict(sliding_window=24), "Olmo2": {}, "Cohere": {}, "Gemma": dict(head_dim=64),
-    "Qwen2Moe": dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, shared_expert_intermediate_size=64),
+    "Qwen3Moe": dict(head_dim=64, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64),
 }
 
 

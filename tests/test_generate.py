@@ -11,7 +11,8 @@ from conftest import random_ids
 
 import int4kv
 
-NEW = 40
+NEW = 24
+NEVER = 10_000  # prompt lookup wants an end-of-sequence token
 MAJOR = int(transformers.__version__.split(".")[0])
 EXACT = dict(bits=16)
 PACKED = dict(prefill="packed")
@@ -74,8 +75,8 @@ def test_sampling(model):
 # Ways that give the greedy tokens in theory, whatever stock transformers makes of them in the version at hand.
 
 
-def assisted(m, ids, assistant):
-    return greedy(m, ids, assistant_model=assistant)
+def assisted(m, ids, assistant, **options):
+    return greedy(m, ids, assistant_model=assistant, **options)
 
 
 def eager_assistant(m, ids, assistant):
@@ -84,13 +85,13 @@ def eager_assistant(m, ids, assistant):
     assistant.generation_config.num_assistant_tokens_schedule = "constant"
     assistant.generation_config.assistant_confidence_threshold = 0.0
     try:
-        return assisted(m, ids, assistant)
+        return assisted(m, ids, assistant, max_new_tokens=50)[:, : ids.shape[1] + NEW]
     finally:
         assistant.generation_config.num_assistant_tokens = 20
 
 
 def prompt_lookup(m, ids, assistant):
-    return greedy(m, ids, prompt_lookup_num_tokens=4)
+    return greedy(m, ids, prompt_lookup_num_tokens=4, eos_token_id=NEVER)
 
 
 def chunked(m, ids, assistant):
@@ -159,8 +160,8 @@ def test_exact_storage_gives_the_greedy_tokens(model, assistant, way, tokens):
         assert torch.equal(way(model, ids, assistant), expected)
 
 
-@pytest.mark.parametrize("recent", [0, 32])
-@pytest.mark.parametrize("tokens", [40, 150])
+# Without the ring a short prompt is read through codes whose centre is not settled yet: equal from centre_tokens on.
+@pytest.mark.parametrize("tokens, recent", [(40, 0), (150, 0), (12, 32), (40, 32), (150, 32)])
 @pytest.mark.parametrize("way", WAYS)
 def test_packed_prefill_keeps_equal_ways_equal(model, assistant, way, tokens, recent):
     ids = random_ids(1, tokens)

@@ -48,7 +48,7 @@ def test_context_managers_nest():
 
 def test_a_bad_config_changes_nothing():
     model = tiny_qwen2()
-    with pytest.raises(ValueError, match=r"skip_layers has \[9\]; accepted: indices below 4"):
+    with pytest.raises(ValueError, match=r"skip_layers has \[9\]; accepted: indices below 2"):
         int4kv.patch(model, skip_layers=(9,))
     with pytest.raises(ValueError, match="group_size is 64; accepted: divisors of head_dim, 32"):
         int4kv.patch(model, group_size=64)
@@ -103,7 +103,7 @@ def test_a_saved_patched_model_loads_as_stock(tmp_path):
 
 
 def test_skipped_layers_are_exact_and_reported():
-    model = tiny_qwen2()
+    model = tiny_qwen2(num_hidden_layers=4)
     with int4kv.patched(model, skip_layers=(0, 3)):
         cache = greedy(model, random_ids(1, 20), return_dict_in_generate=True).past_key_values
         rows = int4kv.report(model).layers
@@ -118,8 +118,8 @@ def test_report_is_a_table_of_what_is_held():
         cache = greedy(model, random_ids(1, 60), return_dict_in_generate=True).past_key_values
         report = int4kv.report(model)
     assert report.bytes == cache.memory_footprint() == cache.nbytes
-    assert [r.window for r in report.layers] == [24] * 5 + [None]
-    assert str(report).count("\n") == 8 and "held now, after 67 tokens" in str(report)
+    assert [r.window for r in report.layers] == [24, None, 24]
+    assert str(report).count("\n") == 5 and "held now, after 67 tokens" in str(report)
     assert str(int4kv.report(cache, 4096)).endswith("full buffers after 4096 tokens, batch size 1")
     with pytest.raises(ValueError, match="tokens is 0"):
         int4kv.report(cache, 0)
@@ -140,7 +140,7 @@ def test_a_cache_of_another_model_is_refused():
     with int4kv.patched(model):
         for other, message in ((tiny_gemma3().config, "num_key_value_heads 1; this model has 2"),
                                (tiny_qwen2(head_dim=64).config, "head_dim 64; this model has 32"),
-                               (tiny_qwen2(num_hidden_layers=2).config, "layers and sliding windows")):
+                               (tiny_qwen2(num_hidden_layers=1).config, "layers and sliding windows")):
             with pytest.raises(ValueError, match=f"past_key_values was made for a model with .*{message}"):
                 greedy(model, random_ids(1, 5), past_key_values=int4kv.Int4Cache(other))
 

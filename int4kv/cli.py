@@ -1,0 +1,140 @@
+"""The command line: int4kv demo, int4kv generate, int4kv info."""
+
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(help="A 4-bit KV cache for PyTorch and Hugging Face models.", no_args_is_help=True, add_completion=False)
+console = Console()
+errors = Console(stderr=True)
+
+
+class CacheKind(str, Enum):
+    int4 = "int4"
+    fp = "fp"
+
+
+def pick_device(name: str) -> str:
+    """'auto' -> the best device that int4kv has kernels for; others are taken at their word when torch has them."""
+    import torch
+
+    from . import ops
+
+    if name == "auto":
+        kernels = ops.build_info()["backends"]
+        return "mps" if "mps" in kernels and torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        fail(f"--device is {name!r}, which torch cannot use here ({str(error).splitlines()[0]})")
+    return name
+
+
+def fail(message: str):
+    errors.print(f"[red]error:[/red] {message}", highlight=False, soft_wrap=True)
+    raise typer.Exit(2)
+
+
+@app.command()
+def info():
+    """Backend, torch, device and build of this installation."""
+    import platform
+
+    import torch
+    import transformers
+
+    from . import __version__, ops
+
+    built = ops.build_info()
+    table = Table("", "", show_header=False, box=None)
+    for name, value in (
+        ("int4kv", __version__), ("kernels", ", ".join(built["backends"])), ("device", pick_device("auto")),
+        ("torch", f"{torch.__version__} (built against {built['torch']})"), ("transformers", transformers.__version__),
+        ("threads", f"{torch.get_num_threads()} (OpenMP {'on' if built['openmp'] else 'off'})"),
+        ("compiler", built["compiler"]), ("format", str(built["format_version"])),
+        ("machine", f"{platform.machine()}, {platform.platform()}, Python {platform.python_version()}"),
+    ):
+        table.add_row(f"[bold]{name}[/bold]", value)
+    console.print(table)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="A folder, a hub id, or a bundled model: tiny-qwen2, tiny-gemma3.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    cache: Annotated[CacheKind, typer.Option(help="int4 or fp (transformers' own).")] = CacheKind.int4,
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, ...")] = "auto",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+):
+    """Continue a prompt, streaming the text; the last line tells speed and cache bytes."""
+    import torch
+
+    from .patch import patch
+    from .streaming import load_or_fail, stream
+
+    if not prompt:
+        fail("--prompt is empty; accepted: at least one character")
+    with errors.status(f"loading {model}"):
+        network, tokenizer = load_or_fail(model, pick_device(device), fail)
+        if cache is CacheKind.int4:
+            try:
+                patch(network)
+            except ValueError as error:
+                fail(str(error))
+    torch.manual_seed(seed)
+    options = dict(do_sample=True, temperature=temperature) if temperature else dict(do_sample=False)
+    console.print(stream(network, tokenizer, prompt, console, errors, max_new_tokens=max_new_tokens, **options), style="dim", highlight=False)
+
+
+@app.command()
+def demo(
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, ...")] = "auto",
+    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("demo.png"),
+):
+    """Both bundled models with the fp cache and the int4 cache: text, bytes, speed and quality side by side."""
+    from . import demo as demonstration
+    from .models import NAMES
+
+    if not plot.parent.is_dir():
+        fail(f"--plot is {str(plot)!r}; accepted: a file in a folder that exists")
+    begin, findings, where = time.perf_counter(), [], pick_device(device)
+    for name in NAMES:
+        with errors.status("") as status:
+            findings.append(demonstration.run(name, lambda text: status.update(text), where))
+        show(findings[-1])
+    demonstration.plot(findings, plot)
+    console.print(f"Plot: {plot}   ({time.perf_counter() - begin:.0f} s on {where})", highlight=False)
+
+
+def show(found) -> None:
+    """Print one model's findings."""
+    from .demo import PROMPT
+
+    table = Table("", "fp32 cache", "int4 cache", "ratio", title=f"\n{found.model}", title_justify="left", title_style="bold")
+    for t in found.timings:
+        table.add_row(f"cache bytes, {t.context} tokens", f"{t.fp_bytes:,}", f"{t.int4_bytes:,}",
+                      f"{t.fp_bytes / t.int4_bytes:.2f}x smaller ({t.fp_bytes / t.int4_bytes / 2:.2f}x under fp16)")
+    for t in found.timings:
+        table.add_row(f"ms per token, {t.context} tokens", _ms(t.fp_ms), _ms(t.int4_ms), f"{t.fp_ms[0] / t.int4_ms[0]:.2f}x as fast")
+    q = found.int4
+    table.add_row(f"perplexity, {q.tokens} tokens", f"{q.fp_perplexity:.3f}", f"{q.perplexity:.3f}", f"{100 * q.change:+.2f} %")
+    table.add_row("mean KL, nats", "0", f"{q.kl:.5f}", "")
+    table.add_row("plain abs-max int4, perplexity", "", f"{found.plain.perplexity:.1f}", f"{found.plain.perplexity / q.fp_perplexity:.1f}x worse")
+    console.print(table)
+    console.print(f"[bold]{PROMPT}[/bold] ...\n[bold]fp  [/bold] ...{found.fp_text}\n[bold]int4[/bold] ...{found.int4_text}", highlight=False)
+
+
+def _ms(times) -> str:
+    median, lowest, highest = times
+    return f"{median:.2f} ({lowest:.2f} .. {highest:.2f})"
+
+
+if __name__ == "__main__":
+    app()
