@@ -81,16 +81,17 @@ def generate(
 
     if not prompt:
         fail("--prompt is empty; accepted: at least one character")
-    with errors.status(f"loading {model}"):
-        network, tokenizer = load_or_fail(model, pick_device(device), fail)
-        if cache is CacheKind.int4:
-            try:
-                patch(network)
-            except ValueError as error:
-                fail(str(error))
+    errors.print(f"loading {model}", style="dim", highlight=False)  # transformers shows its own progress bar
+    network, tokenizer = load_or_fail(model, pick_device(device), fail)
+    if cache is CacheKind.int4:
+        try:
+            patch(network)
+        except ValueError as error:
+            fail(str(error))
     torch.manual_seed(seed)
     options = dict(do_sample=True, temperature=temperature) if temperature else dict(do_sample=False)
-    console.print(stream(network, tokenizer, prompt, console, errors, max_new_tokens=max_new_tokens, **options), style="dim", highlight=False)
+    closing = stream(network, tokenizer, prompt, console, errors, max_new_tokens=max_new_tokens, **options)
+    console.print(closing, style="dim", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -99,8 +100,12 @@ def demo(
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("demo.png"),
 ):
     """Both bundled models with the fp cache and the int4 cache: text, bytes, speed and quality side by side."""
+    from transformers.utils.logging import disable_progress_bar
+
     from . import demo as demonstration
     from .models import NAMES
+
+    disable_progress_bar()
 
     if not plot.parent.is_dir():
         fail(f"--plot is {str(plot)!r}; accepted: a file in a folder that exists")
@@ -117,23 +122,30 @@ def show(found) -> None:
     """Print one model's findings."""
     from .demo import PROMPT
 
-    table = Table("", "fp32 cache", "int4 cache", "ratio", title=f"\n{found.model}", title_justify="left", title_style="bold")
+    table = Table("", "fp cache", "int4 cache", "", title=f"\n{found.model}", title_justify="left", title_style="bold")
     for t in found.timings:
-        table.add_row(f"cache bytes, {t.context} tokens", f"{t.fp_bytes:,}", f"{t.int4_bytes:,}",
-                      f"{t.fp_bytes / t.int4_bytes:.2f}x smaller ({t.fp_bytes / t.int4_bytes / 2:.2f}x under fp16)")
+        table.add_row(f"cache bytes, {t.context // 1024}k", f"{t.fp16_bytes:,}", f"{t.int4_bytes:,}", f"{t.fp16_bytes / t.int4_bytes:.2f}x smaller")
     for t in found.timings:
-        table.add_row(f"ms per token, {t.context} tokens", _ms(t.fp_ms), _ms(t.int4_ms), f"{t.fp_ms[0] / t.int4_ms[0]:.2f}x as fast")
+        table.add_row(f"ms/token, {t.context // 1024}k", _ms(t.fp_ms), _ms(t.int4_ms), f"{t.fp_ms[0] / t.int4_ms[0]:.2f}x as fast")
     q = found.int4
-    table.add_row(f"perplexity, {q.tokens} tokens", f"{q.fp_perplexity:.3f}", f"{q.perplexity:.3f}", f"{100 * q.change:+.2f} %")
+    table.add_row("perplexity", f"{q.fp_perplexity:.3f}", f"{q.perplexity:.3f}", f"{100 * q.change:+.2f} %")
     table.add_row("mean KL, nats", "0", f"{q.kl:.5f}", "")
-    table.add_row("plain abs-max int4, perplexity", "", f"{found.plain.perplexity:.1f}", f"{found.plain.perplexity / q.fp_perplexity:.1f}x worse")
+    table.add_row("plain int4", f"{q.fp_perplexity:.3f}", f"{found.plain.perplexity:.1f}", f"{found.plain.perplexity / q.fp_perplexity:.4g}x")
     console.print(table)
+    console.print(LEGEND.format(tokens=q.tokens, threads=found.threads), style="dim", highlight=False)
     console.print(f"[bold]{PROMPT}[/bold] ...\n[bold]fp  [/bold] ...{found.fp_text}\n[bold]int4[/bold] ...{found.int4_text}", highlight=False)
+
+
+LEGEND = """cache bytes: every tensor held after so many tokens; fp: keys and values in fp16.
+ms/token: a decode step of the whole model in float32, {threads} threads, the caches
+taking turns, median (lowest-highest); fp: transformers' DynamicCache.
+perplexity, KL: {tokens} held-out tokens, decoded one at a time.
+plain int4: abs-max rounding, no centre, no rotation, no exact newest tokens."""
 
 
 def _ms(times) -> str:
     median, lowest, highest = times
-    return f"{median:.2f} ({lowest:.2f} .. {highest:.2f})"
+    return f"{median:.3g} ({lowest:.3g}-{highest:.3g})"
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ WARM_UP = 3
 
 @dataclass
 class Timing:
-    """One context length: median, lowest and highest milliseconds per token, and bytes held, of both caches."""
+    """One context length: (median, lowest, highest) milliseconds per token of both caches, bytes held, and bytes in fp16."""
 
     context: int
     fp_ms: tuple
     int4_ms: tuple
-    fp_bytes: int
+    fp16_bytes: int
     int4_bytes: int
 
 
@@ -40,12 +40,14 @@ class Findings:
     timings: list = field(default_factory=list)
     int4: Quality | None = None
     plain: Quality | None = None
+    threads: int = 0
 
 
 def generate_text(model, tokenizer, tokens: int = 60) -> str:
-    """The greedy continuation of the demonstration's prompt."""
+    """A continuation of the demonstration's prompt, sampled with the same seed every time."""
     ids = tokenizer(PROMPT, return_tensors="pt").input_ids.to(model.device)
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens)
+    torch.manual_seed(0)
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=0.7, max_new_tokens=tokens)
     return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
@@ -96,7 +98,8 @@ def time_contexts(model, contexts=CONTEXTS):
             fp_ms.append(_one_step(model, fp))
             with patched(model):
                 int4_ms.append(_one_step(model, int4))
-        yield Timing(context, _spread(fp_ms[WARM_UP:]), _spread(int4_ms[WARM_UP:]), dynamic_bytes(fp), int4.memory_footprint())
+        fp16_bytes = dynamic_bytes(fp) * 2 // model.dtype.itemsize
+        yield Timing(context, _spread(fp_ms[WARM_UP:]), _spread(int4_ms[WARM_UP:]), fp16_bytes, int4.memory_footprint())
 
 
 def measure_quality(model, tokenizer, length: int = 1024, count: int = 4) -> tuple[Quality, Quality]:
@@ -111,7 +114,7 @@ def run(name: str, say, device: str = "cpu") -> Findings:
     """Everything for one bundled model; say(text) is told what comes next."""
     say(f"{name}: loading")
     model, tokenizer = models.load(name, device, torch.float32)
-    found = Findings(name)
+    found = Findings(name, threads=torch.get_num_threads())
     say(f"{name}: generating with both caches")
     found.fp_text = generate_text(model, tokenizer)
     with patched(model):
@@ -134,10 +137,10 @@ def plot(findings: list, file) -> None:
     figure, axes = pyplot.subplots(len(findings), 2, figsize=(9, 3.2 * len(findings)), squeeze=False)
     for row, found in zip(axes, findings):
         contexts = [t.context for t in found.timings]
-        for label, nbytes, ms in (("fp32 cache", "fp_bytes", "fp_ms"), ("int4 cache", "int4_bytes", "int4_ms")):
+        for label, nbytes, ms in (("fp cache", "fp16_bytes", "fp_ms"), ("int4 cache", "int4_bytes", "int4_ms")):
             row[0].plot(contexts, [getattr(t, nbytes) / 2**20 for t in found.timings], "o-", label=label)
             row[1].plot(contexts, [getattr(t, ms)[0] for t in found.timings], "o-", label=label)
-        for axis, title in zip(row, ("cache, MiB", "decode, ms per token")):
+        for axis, title in zip(row, ("cache, MiB (fp: in fp16)", "decode, ms per token")):
             axis.set(title=f"{found.model}: {title}", xlabel="tokens in the cache", ylim=(0, None))
             axis.legend()
     figure.tight_layout()

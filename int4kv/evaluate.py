@@ -41,7 +41,7 @@ def quality(model, input_ids: torch.Tensor, cache) -> Quality:
 
 def windows(tokenizer, text: str, length: int, count: int | None = None) -> torch.Tensor:
     """Text as rows of `length` tokens, [count, length]; the rest is dropped. Raises ValueError when there are too few."""
-    ids = torch.tensor(tokenizer(text)["input_ids"])
+    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
     rows = len(ids) // length
     if rows < (count or 1):
         raise ValueError(f"text has {len(ids)} tokens; accepted: {(count or 1) * length} or more for {count or 1} windows of {length}")

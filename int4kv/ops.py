@@ -24,11 +24,11 @@ def build_info() -> dict:
 
 def _load():
     try:
-        from . import _build
+        from ._build import TORCH_VERSION
     except ModuleNotFoundError:
         raise ImportError("int4kv is not built; in its folder run: pip install --no-build-isolation .") from None
     # Before the library is opened: one that does not fit may not even load.
-    check_build(_build.TORCH_VERSION, torch.__version__)
+    check_build(TORCH_VERSION, torch.__version__)
     from . import _C
 
     return _C

@@ -1,0 +1,81 @@
+"""What is built fits what is imported: versions, CMake, the wheel's contents, the supported transformers."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import int4kv
+from int4kv.ops import check_build
+
+ROOT = Path(__file__).parent.parent
+
+
+def call(*arguments, **options):
+    done = subprocess.run([str(a) for a in arguments], capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_build_facts():
+    facts = int4kv.ops.build_info()
+    assert facts["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert facts["backends"] == ("cpu",) and facts["openmp"] == (sys.platform == "linux")
+
+
+def test_another_torch_minor_is_refused_in_one_sentence():
+    check_build("2.13.0+cpu", "2.13.1")
+    with pytest.raises(ImportError) as caught:
+        check_build("2.13.0", "2.14.0")
+    assert str(caught.value).startswith("int4kv was built against torch 2.13.0 but torch 2.14.0 is imported; rebuild it")
+
+
+def test_the_refusal_comes_before_the_library_is_opened(tmp_path):
+    package = tmp_path / "int4kv"
+    package.mkdir()
+    shutil.copy(ROOT / "int4kv" / "ops.py", package)
+    (package / "__init__.py").write_text("from . import ops\n")
+    for built, message in (("2.99.0", "built against torch 2.99.0 but torch"), (None, "int4kv is not built")):
+        if built:
+            (package / "_build.py").write_text(f'TORCH_VERSION = "{built}"\n')
+        else:
+            (package / "_build.py").unlink()
+        done = subprocess.run([sys.executable, "-c", "import int4kv"], capture_output=True, text=True, cwd=tmp_path,
+                              env=os.environ | {"PYTHONPATH": str(tmp_path)})
+        assert message in done.stderr.splitlines()[-1] and done.stderr.splitlines()[-1].startswith("ImportError")
+
+
+def test_the_transformers_that_was_asked_for():
+    """make test-older sets the version through PYTHONPATH; a silent mix-up would test nothing."""
+    assert transformers.__version__ == os.environ.get("EXPECTED_TRANSFORMERS", transformers.__version__)
+
+
+def test_cmake_alone_builds_it(tmp_path):
+    """Configured, compiled, installed beside the Python files, imported and used."""
+    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert cmake, "cmake is missing: pip install cmake"
+    build, site = tmp_path / "build", tmp_path / "site"
+    call(cmake, "-S", ROOT, "-B", build, f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}",
+         f"-DPython_EXECUTABLE={sys.executable}")
+    call(cmake, "--build", build, "--parallel", "2")
+    call(cmake, "--install", build, "--prefix", site)
+    for file in (ROOT / "int4kv").glob("*.py"):
+        if file.name != "_build.py":
+            shutil.copy(file, site / "int4kv")
+    shutil.copytree(ROOT / "int4kv" / "models", site / "int4kv" / "models")
+    code = "import int4kv, torch; print(int4kv.__file__, torch.ops.int4kv.attend)"
+    assert str(site) in call(sys.executable, "-c", code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(site)})
+
+
+def test_the_wheel_carries_the_models_and_runs(tmp_path):
+    """pip install --no-build-isolation . into an empty folder, then the command line from there."""
+    call(sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--target", tmp_path / "site", ROOT,
+         env=os.environ | {"MAX_JOBS": "2"})
+    run = [sys.executable, "-m", "int4kv.cli", "generate", "--model", "tiny-qwen2", "--prompt", "import", "--max-new-tokens", "3"]
+    assert "3 tokens" in call(*run, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")})
+    assert (tmp_path / "site" / "int4kv" / "models" / "heldout.txt").exists()
