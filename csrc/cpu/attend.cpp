@@ -47,18 +47,12 @@ inline float exp2_negative(float x) {
   return y * power;
 }
 
-// 8 floats that the compiler maps to whatever SIMD registers the target has.
-typedef float Lanes __attribute__((vector_size(32), aligned(4)));
-constexpr int64_t kLanes = 8;
-
 inline Lanes load_lanes(const float* x) {
   return *reinterpret_cast<const Lanes*>(x);
 }
 
 inline float sum_lanes(Lanes x) {
-  float sum = 0.0f;
-  for (int i = 0; i < kLanes; ++i) sum += x[i];
-  return sum;
+  return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
 }
 
 // Dot products of q with four keys at a time: one load of q serves four.
@@ -75,10 +69,26 @@ INT4KV_CLONES void score(const float* q, const float* keys, const int32_t* seen,
   }
 }
 
+// The largest of count scores, and kNone if there is no larger one: a NaN is passed over here and comes back in the sum.
+INT4KV_CLONES float largest(float* scores, int64_t count) {
+  float lane[kLanes];
+  for (int i = 0; i < kLanes; ++i) lane[i] = kNone;
+  for (int64_t j = count; j % kLanes; ++j) scores[j] = kNone;
+  for (int64_t j = 0; j < count; j += kLanes) {
+    for (int i = 0; i < kLanes; ++i) lane[i] = scores[j + i] > lane[i] ? scores[j + i] : lane[i];
+  }
+  return *std::max_element(lane, lane + kLanes);
+}
+
+// scores -> 2^(score - maximum), in whole lanes: the padding behind count adds 2^-126 at most. Returns their sum.
 INT4KV_CLONES float exponentials(float* scores, int64_t count, float maximum) {
+  float lane[kLanes] = {};
+  for (int64_t j = 0; j < count; j += kLanes) {
+    for (int i = 0; i < kLanes; ++i) scores[j + i] = exp2_negative(scores[j + i] - maximum);
+    for (int i = 0; i < kLanes; ++i) lane[i] += scores[j + i];
+  }
   float sum = 0.0f;
-  for (int64_t j = 0; j < count; ++j) scores[j] = exp2_negative(scores[j] - maximum);
-  for (int64_t j = 0; j < count; ++j) sum += scores[j];
+  for (int i = 0; i < kLanes; ++i) sum += lane[i];
   return sum;
 }
 
@@ -122,9 +132,6 @@ struct Attention {
     const int64_t lo = window > 0 ? std::clamp(p - window + 1, start, hi) : start;
     const int64_t exact = k_recent ? std::max(recent_start, p - recent_window + 1) : end;
     return {lo, std::clamp(exact, lo, hi), hi};
-  }
-  bool sees(int64_t b, int64_t h, int64_t query, int64_t token) const {
-    return !mask || mask->at<bool>(b, h, query, token - start);
   }
   void run(int64_t item) const;
   void merge(int64_t row) const;
@@ -188,21 +195,31 @@ struct Block {
     }
   }
 
-  // Row r attends to the tokens lo .. hi that it sees; the tile's first token is t. Masked rows are never touched.
-  void add_tile(int64_t r, int64_t t, int64_t lo, int64_t hi) {
-    int32_t seen[kTile];
-    float p[kTile];
+  // Which of the tile's rows (its first token is t) query row r sees among the tokens lo .. hi.
+  int64_t list_seen(int64_t r, int64_t t, int64_t lo, int64_t hi, int32_t* seen) const {
     int64_t n = 0;
+    if (!a.mask) {
+      for (; n < hi - lo; ++n) seen[n] = static_cast<int32_t>(lo - t + n);
+      return n;
+    }
     for (int64_t token = lo; token < hi; ++token) {
       seen[n] = static_cast<int32_t>(token - t);
-      n += a.sees(b, head(r), query(r), token);
+      n += a.mask->at<bool>(b, head(r), query(r), token - a.start);
     }
+    return n;
+  }
+
+  // Row r attends to the tokens lo .. hi that it sees; the tile's first token is t. Masked rows are never touched.
+  void add_tile(int64_t r, int64_t t, int64_t lo, int64_t hi) {
+    int32_t seen[kTile + 1];  // a token that is not seen is written and then overwritten
+    float p[kTile];
+    const int64_t n = list_seen(r, t, lo, hi, seen);
     if (n == 0) return;
     score(q.data() + r * a.head_dim, keys.data(), seen, n, a.head_dim, p);
     if (a.softcap > 0) {
       for (int64_t j = 0; j < n; ++j) p[j] = std::tanh(p[j] / a.softcap) * a.softcap * kLog2e;
     }
-    const float highest = *std::max_element(p, p + n), before = maximum[r];
+    const float highest = largest(p, n), before = maximum[r];
     maximum[r] = highest > before ? highest : before;
     const float rescale = before == maximum[r] ? 1.0f : exp2_negative(before - maximum[r]);
     sum[r] = sum[r] * rescale + exponentials(p, n, maximum[r]);

@@ -20,13 +20,20 @@ void store(char* row, int64_t stride, int64_t n, const float* values) {
   for (int64_t c = 0; c < n; ++c) *reinterpret_cast<T*>(row + c * stride) = static_cast<T>(values[c]);
 }
 
-INT4KV_CLONES void unpack_units(const uint8_t* codes, const float* scales, int64_t units, int64_t units_per_group, float* out) {
-  for (int64_t u = 0; u < units; ++u) {
-    const float scale = scales[u / units_per_group];
-    const uint8_t* bytes = codes + u * 16;
-    float* unit = out + u * INT4KV_UNIT;
-    for (int i = 0; i < 16; ++i) unit[i] = scale * (static_cast<float>(INT4KV_LOW(bytes[i])) - 7.5f);
-    for (int i = 0; i < 16; ++i) unit[16 + i] = scale * (static_cast<float>(INT4KV_HIGH(bytes[i])) - 7.5f);
+typedef uint8_t Bytes __attribute__((vector_size(8), aligned(1)));
+typedef int32_t Integers __attribute__((vector_size(32), aligned(4)));
+
+inline Lanes value(Integers codes, float scale) {
+  return scale * (__builtin_convertvector(codes, Lanes) - 7.5f);
+}
+
+INT4KV_CLONES void unpack_group(const uint8_t* codes, float scale, int64_t units, float* out) {
+  for (int64_t u = 0; u < units; ++u, codes += 16, out += INT4KV_UNIT) {
+    for (int half = 0; half < 16; half += kLanes) {
+      const Integers bytes = __builtin_convertvector(*reinterpret_cast<const Bytes*>(codes + half), Integers);
+      *reinterpret_cast<Lanes*>(out + half) = value(INT4KV_LOW(bytes), scale);
+      *reinterpret_cast<Lanes*>(out + 16 + half) = value(INT4KV_HIGH(bytes), scale);
+    }
   }
 }
 
@@ -46,10 +53,6 @@ void store_row(const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t hea
   store<c10::BFloat16>(row, rows.channel, head_dim, values);
 }
 
-void unpack_row(const uint8_t* codes, const float* scales, int64_t head_dim, int64_t group_size, float* out) {
-  unpack_units(codes, scales, head_dim / INT4KV_UNIT, group_size / INT4KV_UNIT, out);
-}
-
 Source::Source(const at::Tensor& codes_, const at::Tensor& scales_) : codes(codes_), groups(0) {
   if (!is_packed(codes_)) return;
   scales.emplace(scales_);
@@ -57,15 +60,18 @@ Source::Source(const at::Tensor& codes_, const at::Tensor& scales_) : codes(code
 }
 
 void Source::decode(int64_t b, int64_t h, int64_t first, int64_t count, int64_t head_dim, float* out) const {
-  float scale[INT4KV_MAX_HEAD_DIM / INT4KV_UNIT];
+  const int64_t group_size = scales ? head_dim / groups : head_dim;
   for (int64_t i = 0; i < count; ++i, out += head_dim) {
     const int64_t slot = (first + i) % codes.capacity;
     if (!scales) {
       load_row(codes, b, h, slot, head_dim, out);
       continue;
     }
-    for (int64_t g = 0; g < groups; ++g) scale[g] = scales->at<c10::Half>(b, h, slot, g);
-    unpack_row(reinterpret_cast<const uint8_t*>(codes.row(b, h, slot)), scale, head_dim, head_dim / groups, out);
+    const auto* bytes = reinterpret_cast<const uint8_t*>(codes.row(b, h, slot));
+    for (int64_t g = 0; g < groups; ++g) {
+      const float scale = scales->at<c10::Half>(b, h, slot, g);
+      unpack_group(bytes + g * group_size / 2, scale, group_size / INT4KV_UNIT, out + g * group_size);
+    }
   }
 }
 

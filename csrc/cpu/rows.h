@@ -13,6 +13,10 @@
 
 namespace int4kv {
 
+// 8 numbers that the compiler maps to whatever SIMD registers the target has.
+typedef float Lanes __attribute__((vector_size(32), aligned(4)));
+constexpr int64_t kLanes = 8;
+
 // A 4-dimensional tensor [batch, head, token, channel] as a base pointer and strides.
 struct Rows {
   char* data;
@@ -41,9 +45,6 @@ struct Rows {
 // float32 <- row of any dtype, and back (rounded to nearest even).
 void load_row(const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t head_dim, float* out);
 void store_row(const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t head_dim, const float* values);
-
-// out[head_dim] = scale * level of a packed row; scales has head_dim / group_size entries.
-void unpack_row(const uint8_t* codes, const float* scales, int64_t head_dim, int64_t group_size, float* out);
 
 // Where keys or values come from: packed codes with scales, or plain rows (no scales). Token t is in slot t % capacity.
 struct Source {
