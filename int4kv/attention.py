@@ -7,7 +7,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.utils import logging
 
 from . import ops
-from .layer import PackedChunk
+from .storage import PackedChunk
 
 NAME = "int4kv"
 UNSUPPORTED = ("s_aux", "position_bias", "sinks")  # attention terms some models pass that the kernel does not know

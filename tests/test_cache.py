@@ -11,8 +11,6 @@ from int4kv.config import ROLLBACK
 from int4kv.layer import Int4Layer
 from int4kv.reference import decode
 
-GIB = 2**30
-
 
 def chunk(tokens, batch=1, heads=2, head_dim=64, seed=0):
     generator = torch.Generator().manual_seed(seed)
@@ -110,15 +108,18 @@ def test_crop_beyond_a_sliding_layer_is_refused_and_changes_nothing():
     assert target.get_seq_length() == 200
 
 
-def test_recording_allows_any_crop_back_to_the_last():
+def test_recording_allows_a_crop_back_to_the_last_and_stays_bounded():
     target = layer(24, centre=None)
-    k, v = chunk(300)
+    k, v = chunk(900)
     fill(target, k, v, [100])
     target.activate_past_recording()
     for t in range(100, 300):
         target.update(k[:, :, t : t + 1], v[:, :, t : t + 1])
     target.crop(-200)
     assert target.get_seq_length() == 100 and target.recent.start <= 100 - 32
+    for t in range(100, 900):
+        target.update(k[:, :, t : t + 1], v[:, :, t : t + 1])
+    assert target.codes.capacity == 23 + 256 and target.recent.capacity == 32 + 256
 
 
 def test_reset_releases_everything():

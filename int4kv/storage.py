@@ -1,0 +1,212 @@
+"""What one layer holds and how a chunk gets in: packed codes of every token, exact rows of the newest, the centre.
+
+                 end - window           end - recent   end
+    codes   |........|=====================================|      every token, 4 bits
+    recent                    |----------[=================]      the newest rows, exact; the query's own window in [ ]
+                              recent.start
+"""
+
+import torch
+
+from . import ops
+from .centre import EarlyRows
+from .config import EXACT_BITS, ROLLBACK, Int4KVConfig
+from .ring import TokenRing
+from .rotation import hadamard_signs
+
+GROWTH = 256  # tokens that a growing layer starts with
+RECORDED_ROLLBACK = 256  # tokens that a crop may take back at most while past states are recorded
+
+
+class PackedChunk:
+    """What update() hands to attention instead of key and value tensors: the stored rows and the chunk itself."""
+
+    __slots__ = ("layer", "k", "v", "codes", "recent", "start", "end", "recent_window", "fresh")
+
+    def __init__(self, layer, k, v, codes, recent, start, end, recent_window, fresh):
+        self.layer, self.k, self.v = layer, k, v
+        self.codes, self.recent = codes, recent
+        self.start, self.end, self.recent_window, self.fresh = start, end, recent_window, fresh
+
+    @property
+    def exact(self) -> bool:
+        """True for the first chunk of a sequence in exact prefill: k and v are all there is to attend to."""
+        return self.fresh and self.layer.config.prefill == "exact"
+
+
+class PackedStorage:
+    """The buffers of one layer. store() takes keys and values [batch, num_key_value_heads, tokens, head_dim]."""
+
+    def __init__(self, config: Int4KVConfig, sliding_window: int | None, layer_idx: int):
+        self.config = config.for_layer(layer_idx)
+        self.sliding_window, self.layer_idx = sliding_window, layer_idx
+        self.is_sliding = sliding_window is not None
+        self.record_past = False  # transformers reads and clears it by this name
+        self.expected_length, self.padding = None, None
+        self.clear()
+
+    def clear(self):
+        self.length, self.anchor = 0, 0
+        self.codes: TokenRing | None = None
+        self.recent: TokenRing | None = None
+        self.centre: torch.Tensor | None = None
+        self.early: EarlyRows | None = None
+        self.is_initialized = False
+
+    def fix_shape(self, k):
+        """Shape, dtype and device of all that comes, from the first keys."""
+        self.batch_size, self.num_heads, _, self.head_dim = k.shape
+        self.dtype, self.device = k.dtype, k.device
+        self.group_size = self.config.group_size or self.head_dim
+        if self.head_dim % self.group_size:
+            raise ValueError(f"group_size is {self.group_size}; accepted: divisors of head_dim, {self.head_dim}")
+        self.signs = hadamard_signs(self.head_dim, self.device) if self.config.rotation else None
+        self.is_initialized = True
+
+    # ---- writing -------------------------------------------------------------------------------------------------
+
+    def store(self, k, v) -> PackedChunk:
+        """Write a chunk behind what is held, and say where attention finds all that its queries see."""
+        tokens, begin, fresh = k.shape[2], self.length, self.length == 0
+        end = begin + tokens
+        self._reserve(tokens)
+        self._settle_centre(k, v, begin, end)
+        start = max(begin - self.sliding_window + 1, 0) if self.is_sliding else 0
+        if fresh and self.config.prefill == "exact":  # attention reads k and v: keep just what later queries can see
+            codes, recent, first = self.codes, self.recent, end - min(tokens, self.codes.capacity)
+        else:
+            codes, recent, first = self._room(self.codes, end - start, begin), self._recent_room(tokens, begin), begin
+        self._write(k[:, :, first - begin :], v[:, :, first - begin :], codes, recent, first)
+        self._keep_newest(codes, recent, begin, first, end)
+        self.length = end
+        return PackedChunk(self, k, v, codes, recent, start, end, self._exact_window(tokens), fresh)
+
+    def _write(self, k, v, codes, recent, position):
+        rows = {} if recent is None else {"k_recent": recent.tensors[0], "v_recent": recent.tensors[1]}
+        ops.quantize_kv(k, v, *codes.tensors, position, k_centre=self.centre, k_rotation=self.signs,
+                        v_rotation=self.signs, **rows)
+
+    def _keep_newest(self, codes, recent, begin, first, end):
+        for mine, written in ((self.codes, codes), (self.recent, recent)):
+            if written is None:
+                continue
+            written.wrote(begin, first, end)
+            if mine is not None and written is not mine:
+                mine.copy_from(written, max(written.start, end - mine.capacity), end)
+                mine.wrote(begin, written.start, end)
+
+    def _exact_window(self, tokens):
+        """How many newest tokens a query reads exactly; in exact prefill a chunk reads all of itself so."""
+        return self.config.recent + (tokens if self.config.prefill == "exact" and tokens > 1 else 0)
+
+    def _settle_centre(self, k, v, begin, end):
+        if self.config.centre == "calibrated" and self.centre is None:
+            self.centre = self.config.centres[self.layer_idx].to(k.device, torch.float32).expand(len(k), -1, -1)
+        if self.config.centre != "prompt" or begin == end:
+            return
+        if self.centre is None:
+            self.early = EarlyRows(k, self.config.centre_tokens, self.padding)
+        if self.early is None:
+            return
+        self.early.add(k, v, begin)
+        if self.centre is None or (end >= self.early.needed and not self.early.settled):
+            self.centre, self.early.settled = self.early.mean(end), end >= self.early.needed
+            first = max(begin - self.codes.capacity, 0)
+            self._write(*self.early.rows(first, begin), self.codes, self.recent, first)
+        if end >= self.early.needed + ROLLBACK:  # no crop can unsettle it any more
+            self.early = None
+
+    # ---- room ----------------------------------------------------------------------------------------------------
+
+    def _rollback(self, tokens):
+        """Tokens that a later crop may take back: a constant few; while recording, all since the last crop within reason."""
+        if not self.record_past:
+            return ROLLBACK
+        needed = min(self.length + tokens - self.anchor, RECORDED_ROLLBACK)
+        return max(ROLLBACK, -(-needed // ROLLBACK) * ROLLBACK)
+
+    def _reserve(self, tokens):
+        end, rollback = self.length + tokens, self._rollback(tokens)
+        if self.codes is None:
+            self.codes = TokenRing(self._new_codes(self._capacity(end, rollback)))
+            self.recent = TokenRing(self._new_recent(self.config.recent + rollback)) if self.config.recent else None
+        needed = self.sliding_window - 1 + rollback if self.is_sliding else end
+        if needed > self.codes.capacity:
+            grown = needed if self.is_sliding else max(needed, 2 * self.codes.capacity)
+            self.codes = self.codes.resized(min(grown, self.config.max_cache_len or grown), self.length)
+        if self.recent is not None and self.config.recent + rollback > self.recent.capacity:
+            self.recent = self.recent.resized(self.config.recent + rollback, self.length)
+
+    def _capacity(self, end, rollback):
+        if self.is_sliding:
+            return self.sliding_window - 1 + rollback
+        return self.config.max_cache_len or max(end, self.expected_length or GROWTH)
+
+    def _new_codes(self, capacity):
+        shape = (self.batch_size, self.num_heads, capacity)
+        if self.config.bits == EXACT_BITS:
+            width, groups, dtype = self.head_dim, 0, self.dtype
+        else:
+            width, groups, dtype = self.head_dim // 2, self.head_dim // self.group_size, torch.uint8
+        codes = [torch.zeros(*shape, width, dtype=dtype, device=self.device) for _ in range(2)]
+        scales = [torch.zeros(*shape, groups, dtype=torch.float16, device=self.device) for _ in range(2)]
+        return [codes[0], scales[0], codes[1], scales[1]]
+
+    def _new_recent(self, rows):
+        dtype = self.dtype if self.config.bits == EXACT_BITS else torch.float16
+        shape = (self.batch_size, self.num_heads, rows, self.head_dim)
+        return [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2)]
+
+    def _room(self, ring, visible, begin):
+        """The ring itself, or for a chunk that would overwrite what it still reads a transient larger copy."""
+        return ring if visible <= ring.capacity else ring.resized(visible, begin)
+
+    def _recent_room(self, tokens, begin):
+        if self.recent is not None:
+            return self._room(self.recent, self.config.recent + tokens, begin)
+        exact = self.config.prefill == "exact" and self.config.bits != EXACT_BITS and tokens > 1
+        return TokenRing(self._new_recent(tokens), start=begin) if exact else None
+
+    # ---- editing and accounting ----------------------------------------------------------------------------------
+
+    def cut(self, end: int):
+        """Make token `end` the next one. What a sliding layer has already dropped cannot come back: ValueError."""
+        first = max(end - self.sliding_window + 1, 0) if self.is_sliding else 0
+        if self.codes is not None and self.codes.start > first:
+            raise ValueError(
+                f"crop is {end - self.length}; layer {self.layer_idx} slides over {self.sliding_window} tokens and can take back "
+                f"{max(self.length - self.codes.start - self.sliding_window + 1, 0)} at most (activate_past_recording() allows more)")
+        for ring in (self.codes, self.recent):
+            if ring is not None:
+                ring.start = min(ring.start, end)
+        if self.early is not None:
+            self.early.settled = self.early.settled and end >= self.early.needed
+        if end == 0:
+            self.centre = self.early = None
+        self.length = self.anchor = end
+
+    def map(self, change):
+        """Replace every tensor by change(tensor): reorder, select, move."""
+        for held in (self.codes, self.recent, self.early):
+            if held is not None:
+                held.map(change)
+        if self.centre is not None:
+            self.centre = change(self.centre)
+        if self.codes is not None:
+            self.batch_size = self.codes.tensors[0].shape[0]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor this layer holds, by name."""
+        held = {}
+        if self.codes is not None:
+            held |= zip(("k_codes", "k_scales", "v_codes", "v_scales"), self.codes.tensors)
+        if self.recent is not None:
+            held |= zip(("k_recent", "v_recent"), self.recent.tensors)
+        if self.early is not None:
+            held |= zip(("k_early", "v_early", "early_real"), (*self.early.ring.tensors, self.early.real))
+        return held if self.centre is None else held | {"centre": self.centre}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them: whole buffers, full or not."""
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
