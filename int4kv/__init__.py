@@ -3,10 +3,10 @@
 from . import ops
 from .attention import register as _register
 from .cache import Int4Cache
-from .calibrate import calibrate
+from .calibration import calibrate
 from .config import Int4KVConfig
-from .patch import is_patched, patch, patched, unpatch
-from .report import report
+from .patching import is_patched, patch, patched, unpatch
+from .reporting import report
 
 _register()
 __version__ = "0.1.0"

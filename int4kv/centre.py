@@ -26,7 +26,7 @@ class EarlyRows:
     the few tokens before it are written again from here. So the centre depends on the text, not on how it was chunked.
     """
 
-    def __init__(self, k: torch.Tensor, tokens: int, padding: torch.Tensor | None):
+    def __init__(self, k: torch.Tensor, v: torch.Tensor, tokens: int, padding: torch.Tensor | None):
         batch, heads, n, head_dim = k.shape
         self.tokens, self.settled = tokens, False
         pad = None if padding is None else ~padding[:, :n].to(k.device).bool()
@@ -35,7 +35,7 @@ class EarlyRows:
         if pad is not None:
             known = min(n, self.needed)
             self.real[:, :known] = ~pad[:, :known]
-        self.ring = TokenRing([torch.zeros(batch, heads, self.needed, head_dim, dtype=k.dtype, device=k.device) for _ in range(2)])
+        self.ring = TokenRing([x.new_zeros(batch, heads, self.needed, head_dim) for x in (k, v)])
 
     def add(self, k, v, begin: int) -> None:
         """Keep what is needed of a chunk that starts at token begin."""

@@ -76,7 +76,7 @@ def generate(
     """Continue a prompt, streaming the text; the last line tells speed and cache bytes."""
     import torch
 
-    from .patch import patch
+    from .patching import patch
     from .streaming import load_or_fail, stream
 
     if not prompt:

@@ -11,7 +11,7 @@ from .baselines import PlainInt4Cache
 from .cache import Int4Cache
 from .config import head_dim_of, kv_heads_of, text_config
 from .evaluate import Quality, quality, windows
-from .patch import patched
+from .patching import patched
 
 PROMPT = "The following example shows how to read a file and"
 CONTEXTS = (1024, 4096, 16384)
@@ -142,6 +142,7 @@ def plot(findings: list, file) -> None:
             row[1].plot(contexts, [getattr(t, ms)[0] for t in found.timings], "o-", label=label)
         for axis, title in zip(row, ("cache, MiB (fp: in fp16)", "decode, ms per token")):
             axis.set(title=f"{found.model}: {title}", xlabel="tokens in the cache", ylim=(0, None))
+            axis.set_xticks(contexts, [f"{c // 1024}k" for c in contexts])
             axis.legend()
     figure.tight_layout()
     figure.savefig(file, dpi=120)

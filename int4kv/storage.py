@@ -105,7 +105,7 @@ class PackedStorage:
         if self.config.centre != "prompt" or begin == end:
             return
         if self.centre is None:
-            self.early = EarlyRows(k, self.config.centre_tokens, self.padding)
+            self.early = EarlyRows(k, v, self.config.centre_tokens, self.padding)
         if self.early is None:
             return
         self.early.add(k, v, begin)

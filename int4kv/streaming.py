@@ -8,7 +8,7 @@ from transformers import TextStreamer
 from . import models
 from .cache import Int4Cache
 from .demo import dynamic_bytes
-from .report import report
+from .reporting import report
 
 
 def load_or_fail(name: str, device: str, fail):

@@ -4,9 +4,12 @@ import time
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from conftest import random_ids, tiny_gemma3, tiny_qwen2
 
 import int4kv
+from int4kv.attention import attend_chunk
 from int4kv.config import ROLLBACK
 from int4kv.layer import Int4Layer
 from int4kv.reference import decode
@@ -53,6 +56,33 @@ def test_the_same_codes_however_the_tokens_arrive(window, sizes, prefill):
     kept = newest[newest >= target.recent.start]
     for ours, theirs in zip(target.recent.tensors, whole.recent.tensors):
         assert torch.equal(ours[:, :, kept % target.recent.capacity], theirs[:, :, kept % whole.recent.capacity])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_history_attends_to_what_it_should(data):
+    """Updates, crops and reorders at random, exact storage: attention over the layer is attention over a plain list."""
+    window = data.draw(st.sampled_from([None, 1, 5, 24, 70]))
+    target = layer(window, bits=16, recent=data.draw(st.sampled_from([0, 3, 32])), prefill=data.draw(st.sampled_from(["exact", "packed"])))
+    k, v = torch.zeros(2, 2, 0, 32), torch.zeros(2, 2, 0, 32)
+    for turn in range(data.draw(st.integers(2, 8))):
+        tokens = data.draw(st.sampled_from([1, 1, 2, 7, 31, 32, 33, 90]))
+        new_k, new_v = chunk(tokens, batch=2, head_dim=32, seed=turn)
+        k, v = torch.cat([k, new_k + 3.0], 2), torch.cat([v, new_v], 2)
+        handed = target.update(k[:, :, -tokens:], v[:, :, -tokens:])[0]
+        q = torch.randn(2, 4, tokens, 32, generator=torch.Generator().manual_seed(turn))
+        p, t = torch.arange(k.shape[2] - tokens, k.shape[2])[:, None], torch.arange(k.shape[2])
+        seen = (t <= p) & (t > p - (window or 10**6))
+        expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True)
+        if not handed.exact:
+            assert torch.allclose(attend_chunk(q, handed, None, 32**-0.5), expected, atol=2e-5)
+        if data.draw(st.booleans()):
+            taken = data.draw(st.integers(0, min(ROLLBACK, k.shape[2] - 1, tokens if window else k.shape[2])))
+            target.crop(-taken)
+            k, v = k[:, :, : k.shape[2] - taken], v[:, :, : v.shape[2] - taken]
+        if data.draw(st.booleans()):
+            target.reorder_cache(torch.tensor([1, 0]))
+            k, v = k.flip(0), v.flip(0)
 
 
 def test_full_layers_double_and_keep_what_they_hold():

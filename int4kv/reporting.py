@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .cache import Int4Cache
 from .config import EXACT_BITS, ROLLBACK
-from .patch import is_patched, last_cache
+from .patching import is_patched, last_cache
 
 FP16 = 2
 

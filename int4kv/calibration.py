@@ -4,7 +4,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from .config import text_config
-from .patch import is_patched
+from .patching import is_patched
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ import weakref
 from contextlib import contextmanager
 from functools import partial
 
+from transformers.utils import logging
+
 from .attention import NAME
 from .cache import Int4Cache
 from .config import Int4KVConfig, head_dim_of, layer_windows, make_config, text_config
@@ -12,6 +14,7 @@ from .config import Int4KVConfig, head_dim_of, layer_windows, make_config, text_
 OURS_TO_REPLACE = (None, "dynamic", "hybrid")  # cache_implementation values that mean "the default"
 PREALLOCATE = 65536  # tokens; a longer max_length is taken as a limit, not as a plan
 
+logger = logging.get_logger(__name__)
 _last_cache = weakref.WeakKeyDictionary()  # model -> weak reference to the cache it used last
 
 
@@ -148,6 +151,8 @@ def _give_cache(model, args, kwargs):
             cache.check_model(model.config)
             cache.note_padding(kwargs.get("attention_mask"))
         _last_cache[model] = weakref.ref(cache)
+    elif cache is not None:
+        logger.warning_once(f"int4kv: past_key_values is a {type(cache).__name__}, which is used as it is: nothing is quantised")
     return (), kwargs
 
 

@@ -166,8 +166,12 @@ def test_unknown_attention_terms_are_refused():
         int4kv_attention(torch.nn.Linear(1, 1), None, None, None, None, s_aux=torch.zeros(1))
 
 
-def test_a_users_own_dynamic_cache_still_works(model):
-    ids = random_ids(1, 20)
+def test_a_users_own_dynamic_cache_works_and_is_reported(model, monkeypatch):
+    ids, warnings = random_ids(1, 20), []
     expected = greedy(model, ids)
+    monkeypatch.setattr("int4kv.patching.logger.warning_once", warnings.append)
     with int4kv.patched(model):
+        greedy(model, ids)
+        assert not warnings
         assert torch.equal(greedy(model, ids, past_key_values=DynamicCache(config=model.config)), expected)
+    assert "past_key_values is a DynamicCache, which is used as it is: nothing is quantised" in warnings[0]
