@@ -16,7 +16,7 @@ demo: build
 	$(VENV)/bin/int4kv demo
 
 test: build $(VENV)/.test
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist worksteal
 	$(MAKE) --no-print-directory test-older
 
 # The Hugging Face layer again, on the oldest transformers of each major version that is supported.
@@ -24,7 +24,7 @@ test-older: $(OLDER:%=$(VENV)/transformers-%/.done)
 	@set -e; for version in $(OLDER); do \
 	  echo "== transformers $$version"; \
 	  PYTHONPATH=$(VENV)/transformers-$$version EXPECTED_TRANSFORMERS=$$version \
-	    $(PY) -m pytest -n 2 -p no:cacheprovider tests/test_generate.py tests/test_architectures.py tests/test_patching.py; \
+	    $(PY) -m pytest -n 2 --dist worksteal -p no:cacheprovider tests/test_generate.py tests/test_architectures.py tests/test_patching.py; \
 	done
 
 build: $(VENV)/.built
