@@ -46,7 +46,8 @@ def main():
             print(f"{name:12} {recipe:18} {found.perplexity:>10.4f} {100 * found.change:>+8.2f}% {found.kl:>9.5f}", flush=True)
         print(f"{name:12} {'fp':18} {found.fp_perplexity:>10.4f}")
     if arguments.json:
-        facts = dict(command="python bench/quality.py", date=str(datetime.date.today()), torch=torch.__version__, transformers=transformers.__version__)
+        command = "python bench/quality.py" + (f" --windows {arguments.windows}" if arguments.windows else "")
+        facts = dict(command=command, date=str(datetime.date.today()), torch=torch.__version__, transformers=transformers.__version__)
         Path(arguments.json).write_text(json.dumps(facts | dict(rows=rows), indent=1))
 
 

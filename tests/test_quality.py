@@ -65,8 +65,9 @@ def test_packed_forward_equals_token_by_token():
         cache, steps = int4kv.Int4Cache(model.config, prefill="packed"), []
         for t in range(ids.shape[1]):
             steps.append(model(ids[:, t : t + 1], past_key_values=cache).logits)
-    difference = (at_once - torch.cat(steps, 1)).abs().max()
-    assert difference < 0.05, difference  # codes flip where matrix products of another size round differently
+    ours, theirs = torch.cat(steps, 1).log_softmax(-1), at_once.log_softmax(-1)
+    kl = (theirs.exp() * (theirs - ours)).sum(-1).mean()
+    assert kl < 1e-4, kl  # a code flips where matrix products of another size round differently; the codes themselves cost 2e-3
 
 
 @pytest.mark.parametrize("name", models.NAMES)
