@@ -45,7 +45,7 @@ $(VENV)/.test: $(VENV)/.built
 	@touch $@
 
 $(VENV)/transformers-%/.done: $(VENV)/.test
-	$(PIP) --target $(@D) --upgrade transformers==$*
+	$(PIP) --no-compile --target $(@D) --upgrade transformers==$*
 	@touch $@
 
 clean:

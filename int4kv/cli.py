@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(help="A 4-bit KV cache for PyTorch and Hugging Face models.", no_args_is_help=True, add_completion=False)
@@ -133,10 +134,11 @@ def show(found) -> None:
     table.add_row("plain int4", f"{q.fp_perplexity:.3f}", f"{found.plain.perplexity:.1f}", f"{found.plain.perplexity / q.fp_perplexity:.4g}x")
     console.print(table)
     console.print(LEGEND.format(tokens=q.tokens, threads=found.threads), style="dim", highlight=False)
-    console.print(f"[bold]{PROMPT}[/bold] ...\n[bold]fp  [/bold] ...{found.fp_text}\n[bold]int4[/bold] ...{found.int4_text}", highlight=False)
+    for cache, text in (("fp", found.fp_text), ("int4", found.int4_text)):
+        console.print(f"\n[bold]{cache} cache:[/bold] {escape(PROMPT + text)}", highlight=False, emoji=False)
 
 
-LEGEND = """cache bytes: every tensor held after so many tokens; fp: keys and values in fp16.
+LEGEND = """cache bytes: every tensor held; fp: keys and values of as many tokens in fp16.
 ms/token: a decode step of the whole model in float32, {threads} threads, the caches
 taking turns, median (lowest-highest); fp: transformers' DynamicCache.
 perplexity, KL: {tokens} held-out tokens, decoded one at a time.

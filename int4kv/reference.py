@@ -91,16 +91,26 @@ def _stored(codes, scales, start, end):
     return decode(rows, scales[:, :, slots]) if codes.dtype == torch.uint8 else rows.float()
 
 
+def _positions(queries, start, end):
+    """Positions of the queries as a column, of the tokens as a row."""
+    return torch.arange(end - queries, end).unsqueeze(1), torch.arange(start, end).unsqueeze(0)
+
+
 def visible(queries, start, end, *, causal=True, window=0, mask=None) -> torch.Tensor:
     """Which token each query reads, bool broadcastable to [batch, num_heads, queries, end - start]."""
-    p = torch.arange(end - queries, end).unsqueeze(1)
-    t = torch.arange(start, end).unsqueeze(0)
+    p, t = _positions(queries, start, end)
     seen = torch.ones(queries, end - start, dtype=torch.bool)
     if causal:
         seen = seen & (t <= p)
     if window:
         seen = seen & (t > p - window)
     return seen if mask is None else seen & mask
+
+
+def read_exactly(queries, start, end, *, recent_start, recent_window) -> torch.Tensor:
+    """Which of them it reads from the recent rows instead of codes, bool [queries, end - start]."""
+    p, t = _positions(queries, start, end)
+    return (t > p - recent_window) & (t >= recent_start) & (recent_window > 0)
 
 
 def _softmax_rows(scores, seen):
@@ -124,28 +134,23 @@ def attend(
 
     A token t is read exactly (from the recent rows) where recent_start <= t and position - recent_window < t, else from codes.
     """
-    queries, group = q.shape[2], q.shape[1] // k_codes.shape[1]
-    rotated = rotate(q.float(), k_rotation).to(dtype)
+    group, queries = q.shape[1] // k_codes.shape[1], q.shape[2]
     seen = visible(queries, start, end, causal=causal, window=window, mask=mask).expand(*q.shape[:3], end - start)
-    exact = torch.zeros(queries, end - start, dtype=torch.bool)
-    if k_recent is not None and recent_window > 0:
-        p, t = torch.arange(end - queries, end).unsqueeze(1), torch.arange(start, end).unsqueeze(0)
-        exact = (t > p - recent_window) & (t >= recent_start)
+    exact = read_exactly(queries, start, end, recent_start=recent_start, recent_window=0 if k_recent is None else recent_window)
 
-    def heads(rows):
-        return rows.to(dtype).repeat_interleave(group, dim=1)
+    def heads(codes, scales):
+        return _stored(codes, scales, start, end).to(dtype).repeat_interleave(group, dim=1)
 
-    def exact_rows(recent):
-        return heads(_stored(recent, None, start, end)) if recent is not None else None
-
-    scores = rotated @ heads(_stored(k_codes, k_scales, start, end)).transpose(-1, -2)
+    rotated = rotate(q.float(), k_rotation).to(dtype)
+    scores = rotated @ heads(k_codes, k_scales).transpose(-1, -2)
     if exact.any():
-        scores = torch.where(exact, rotated @ exact_rows(k_recent).transpose(-1, -2), scores)
-    scores = scores * scale
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    weights = _softmax_rows(scores, seen)
-    out = _weighted(weights * ~exact, seen & ~exact, heads(_stored(v_codes, v_scales, start, end)))
+        scores = torch.where(exact, rotated @ heads(k_recent, None).transpose(-1, -2), scores)
+    weights = _softmax_rows(_softcapped(scores * scale, softcap), seen)
+    out = _weighted(weights * ~exact, seen & ~exact, heads(v_codes, v_scales))
     if exact.any():
-        out = out + _weighted(weights * exact, seen & exact, exact_rows(v_recent))
+        out = out + _weighted(weights * exact, seen & exact, heads(v_recent, None))
     return unrotate(out.float(), v_rotation).to(q.dtype)
+
+
+def _softcapped(scores, softcap):
+    return softcap * torch.tanh(scores / softcap) if softcap else scores

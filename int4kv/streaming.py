@@ -33,7 +33,7 @@ class ConsoleStreamer(TextStreamer):
         super().put(value)
 
     def on_finalized_text(self, text, stream_end=False):
-        self.console.print(text, end="\n" if stream_end else "", soft_wrap=True, markup=False, highlight=False)
+        self.console.print(text, end="\n" if stream_end else "", soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 
 def stream(model, tokenizer, prompt: str, console, errors, **options) -> str:
