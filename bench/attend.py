@@ -8,12 +8,11 @@ which is the same maths and faster. The ratio is against the best of all six.
 """
 
 import argparse
-import datetime
 import json
-import platform
 import time
 
 import torch
+from machine import facts
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from int4kv import ops
@@ -59,19 +58,12 @@ def measure(calls):
     return {name: dict(median=t[ROUNDS // 2], p10=t[ROUNDS // 10], p90=t[-1 - ROUNDS // 10]) for name, t in ordered.items()}
 
 
-def machine():
-    with open("/proc/cpuinfo") as file:
-        names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-    return dict(machine=names[0] if names else platform.processor(), threads=torch.get_num_threads(), torch=torch.__version__,
-                date=str(datetime.date.today()), flags=torch.backends.cpu.get_cpu_capability())
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", help="write the results here")
     parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
     arguments = parser.parse_args()
-    results = dict(machine(), command="OMP_PROC_BIND=true python bench/attend.py", unit="ms", rows=[])
+    results = dict(facts(), command="OMP_PROC_BIND=true python bench/attend.py", unit="ms", rows=[])
     print(f"{'shape':14} {'tokens':>6} {'int4kv ms':>20} {'best SDPA ms':>34} {'ratio':>6}")
     for shape, sizes in SHAPES.items():
         for tokens in arguments.contexts:

@@ -6,12 +6,12 @@ Rows: the shipped recipe, the recipe with one part left out, and plain abs-max i
 """
 
 import argparse
-import datetime
 import json
 from pathlib import Path
 
 import torch
 import transformers
+from machine import facts
 
 import int4kv
 from int4kv import models
@@ -47,8 +47,8 @@ def main():
         print(f"{name:12} {'fp':18} {found.fp_perplexity:>10.4f}")
     if arguments.json:
         command = "python bench/quality.py" + (f" --windows {arguments.windows}" if arguments.windows else "")
-        facts = dict(command=command, date=str(datetime.date.today()), torch=torch.__version__, transformers=transformers.__version__)
-        Path(arguments.json).write_text(json.dumps(facts | dict(rows=rows), indent=1))
+        about = facts() | dict(command=command, transformers=transformers.__version__)
+        Path(arguments.json).write_text(json.dumps(about | dict(rows=rows), indent=1))
 
 
 if __name__ == "__main__":

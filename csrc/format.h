@@ -28,7 +28,7 @@
 #define INT4KV_MAX_HEAD_DIM 256
 #define INT4KV_NIBBLES 16
 
-// The outermost code stands for 0.85 of the largest value: the best uniform clip for rotated (near Gaussian) groups.
+// The outermost code stands for 0.85 of the largest value: on Gaussian groups of 128 within 1 % of the least error (at 0.9).
 #define INT4KV_CLIP_STEP (0.85f / 7.5f)
 #define INT4KV_TINY 1e-30f
 

@@ -25,10 +25,10 @@ def int4kv_attention(module, query, key, value, attention_mask, dropout=0.0, sca
         raise NotImplementedError(f"{refused[0]} was passed to int4kv attention by {type(module).__name__}; it is not supported")
     if kwargs.get("output_attentions"):
         logger.warning_once("int4kv attention does not return attention weights; use attn_implementation='eager' for them")
+    if isinstance(key, PackedChunk) and key.exact:
+        key, value = key.k, key.v
     if not isinstance(key, PackedChunk):
         return _plain(module, query, key, value, attention_mask, dropout, scaling, softcap, **kwargs)
-    if key.exact:
-        return _plain(module, query, key.k, key.v, attention_mask, dropout, scaling, softcap, **kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return attend_chunk(query, key, attention_mask, scaling, softcap).transpose(1, 2), None
 

@@ -24,10 +24,10 @@ class ConsoleStreamer(TextStreamer):
 
     def __init__(self, tokenizer, console, started):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.console, self.started, self.tokens = console, started, -1
+        self.console, self.started, self.tokens = console, started, -1  # the prompt comes first and counts as token 0
 
     def put(self, value):
-        self.tokens += 1 if self.tokens >= 0 else 1  # the prompt comes first and counts as token 0
+        self.tokens += 1
         if self.tokens == 1:
             self.started()
         super().put(value)

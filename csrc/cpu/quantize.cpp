@@ -19,7 +19,7 @@
 namespace int4kv {
 namespace {
 
-constexpr int64_t kRowsPerThread = 32; // a row costs about 0.3 us: under this a thread costs more than it saves
+constexpr int64_t kRowsPerThread = 32; // about 35 us of work at head_dim 128 (1.1 us a row, AVX2); chosen, not tuned
 
 uint32_t largest_bits(const float* x, int64_t n) {
   uint32_t largest = 0;
