@@ -1,5 +1,6 @@
 # make demo   builds int4kv into .venv, and shows both bundled models with the fp and the int4 cache
-# make test   runs every test: kernels, cache, generation on three transformers versions, quality, builds
+# make test   runs every test: kernels, cache, generation on three transformers versions, quality, builds; and all of it again on
+#             mps: on a Mac on its GPU, on Linux on the emulated device of tests/rig, beside the cross-compile of tests/macos
 # Both set up what they need; a second run is quick. PYTHON and TORCH can be set: make test PYTHON=python3.12 TORCH=2.14.0
 
 PYTHON ?= python3
@@ -9,15 +10,29 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 OLDER  := 4.57.6 5.0.0
 
-SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
+# Debian packages of the Metal rig and of the cross-compile for macOS
+RIG_PACKAGES := clang-19 libclang-rt-19-dev libgnustep-base-dev libblocksruntime-dev clang-22 lld-22 llvm-22
 
-.PHONY: demo test test-older build clean
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
+LINUX := $(filter Linux,$(shell uname -s))
+
+.PHONY: demo test test-older test-mps rig-packages build clean
 demo: build
 	$(VENV)/bin/int4kv demo
 
-test: build $(VENV)/.test
+test: $(if $(LINUX),rig-packages) build $(VENV)/.test
 	$(PY) -m pytest -n 2 --dist worksteal
+	$(MAKE) --no-print-directory test-mps
 	$(MAKE) --no-print-directory test-older
+
+test-mps:
+	$(PY) -m pytest -n 2 --dist worksteal --device mps
+
+rig-packages:
+	@missing=""; for p in $(RIG_PACKAGES); do dpkg -s $$p > /dev/null 2>&1 || missing="$$missing $$p"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; \
+	else echo "the Metal rig needs:$$missing; run: sudo apt-get install$$missing"; exit 1; fi
 
 # The Hugging Face layer again, on the oldest transformers of each major version that is supported.
 test-older: $(OLDER:%=$(VENV)/transformers-%/.done)

@@ -86,9 +86,13 @@ void check_rotation(const char* name, const OptionalTensor& rotation, const at::
   if (!rotation) return;
   check_device(name, *rotation, codes);
   TORCH_CHECK_TYPE(rotation->scalar_type() == at::kFloat, name, " has dtype ", rotation->scalar_type(), "; accepted is float32");
+  const auto dims = rotation->dim();
+  bool fits = dims >= 1 && dims <= 3 && rotation->sym_size(dims - 1) == head_dim;
+  if (dims >= 2) fits = fits && rotation->sym_size(dims - 2) == head_dim;
+  if (dims == 3) fits = fits && rotation->sym_size(0) == codes.sym_size(1);
   TORCH_CHECK_VALUE(
-      rotation->dim() == 1 && rotation->sym_size(0) == head_dim, name, " has shape ", rotation->sym_sizes(),
-      "; accepted is [", head_dim, "], the signs of a randomised Hadamard rotation");
+      fits, name, " has shape ", rotation->sym_sizes(), "; accepted are [", head_dim, "], the signs of a randomised Hadamard rotation, and [",
+      head_dim, ", ", head_dim, "] or [", codes.sym_size(1), ", ", head_dim, ", ", head_dim, "], an orthonormal matrix");
 }
 
 void check_centre(const char* name, const OptionalTensor& centre, const at::Tensor& codes, const c10::SymInt& head_dim) {

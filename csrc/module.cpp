@@ -30,7 +30,6 @@ py::dict build_info() {
 #else
   info["openmp"] = false;
 #endif
-  info["backends"] = py::make_tuple("cpu");
   return info;
 }
 

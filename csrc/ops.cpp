@@ -42,6 +42,11 @@ at::Tensor dequantize_meta(
   return at::empty_symint({codes.sym_size(0), codes.sym_size(1), end - start, head_dim}, codes.options().dtype(dtype));
 }
 
+// Kernels that are part of the library need no preparation.
+std::vector<std::string> prepare_nothing(const at::Tensor& /*example*/, at::IntArrayRef /*head_dims*/) {
+  return {};
+}
+
 } // namespace
 
 TORCH_LIBRARY(int4kv, m) {
@@ -57,12 +62,19 @@ TORCH_LIBRARY(int4kv, m) {
       "float scale, *, Tensor? k_rotation=None, Tensor? v_rotation=None, Tensor? k_recent=None, Tensor? v_recent=None, "
       "SymInt recent_start=0, SymInt recent_window=0, Tensor? mask=None, bool causal=True, SymInt window=0, "
       "float softcap=0., str codebook='uniform') -> Tensor");
+  // Builds the kernels of the example's device ahead of their first use; says where they come from, then their names.
+  m.def("prepare(Tensor example, int[] head_dims) -> str[]");
   m.def(
       "dequantize(Tensor codes, Tensor scales, SymInt start, SymInt end, SymInt head_dim, *, Tensor? centre=None, "
       "Tensor? rotation=None, ScalarType dtype=float, str codebook='uniform') -> Tensor");
 }
 
+TORCH_LIBRARY_IMPL(int4kv, CPU, m) {
+  m.impl("prepare", prepare_nothing);
+}
+
 TORCH_LIBRARY_IMPL(int4kv, Meta, m) {
+  m.impl("prepare", prepare_nothing);
   m.impl("quantize", quantize_meta);
   m.impl("quantize_kv", quantize_kv_meta);
   m.impl("attend", attend_meta);

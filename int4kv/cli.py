@@ -1,4 +1,4 @@
-"""The command line: int4kv demo, int4kv generate, int4kv info."""
+"""The command line: int4kv demo, generate, info, selftest."""
 
 import time
 from enum import Enum
@@ -27,8 +27,7 @@ def pick_device(name: str) -> str:
     from . import ops
 
     if name == "auto":
-        kernels = ops.build_info()["backends"]
-        return "mps" if "mps" in kernels and torch.backends.mps.is_available() else "cpu"
+        return "mps" if "mps" in ops.backends() and torch.backends.mps.is_available() else "cpu"
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -54,7 +53,7 @@ def info():
     built = ops.build_info()
     table = Table("", "", show_header=False, box=None)
     for name, value in (
-        ("int4kv", __version__), ("kernels", ", ".join(built["backends"])), ("device", pick_device("auto")),
+        ("int4kv", __version__), ("kernels", ", ".join(ops.backends())), ("device", _device_facts()),
         ("torch", f"{torch.__version__} (built against {built['torch']})"), ("transformers", transformers.__version__),
         ("threads", f"{torch.get_num_threads()} (OpenMP {'on' if built['openmp'] else 'off'})"),
         ("compiler", built["compiler"]), ("format", str(built["format_version"])),
@@ -62,6 +61,41 @@ def info():
     ):
         table.add_row(f"[bold]{name}[/bold]", value)
     console.print(table)
+
+
+def _device_facts() -> str:
+    """'cpu', or what the GPU is, how many cores it has and which kernels were built for it now."""
+    import torch
+
+    from . import ops
+
+    if pick_device("auto") != "mps":
+        return "cpu"
+    origin, *kernels = ops.prepare("mps", list(range(32, 257, 32)))
+    mac = torch.backends.mps
+    return f"mps: {mac.get_name()}, {mac.get_core_count()} cores; {len(kernels)} Metal kernels built from {origin}"
+
+
+@app.command()
+def selftest(device: Annotated[str, typer.Option(help="auto, cpu, mps, ...")] = "auto"):
+    """Every kernel against the reference on this device, in about a minute: a table to paste into an issue."""
+    import platform
+
+    import torch
+
+    from . import __version__
+    from .selftest import run
+
+    where = pick_device(device)
+    title = f"int4kv {__version__}, torch {torch.__version__}, {platform.platform()}\n{_device_facts() if where == 'mps' else where}"
+    table = Table("kernel", "cases", "largest error", "accepted", "", title=title, title_justify="left")
+    with errors.status("") as status:
+        findings = list(run(where, lambda text: status.update(text)))
+    for f in findings:
+        table.add_row(f.kernel, str(f.cases), f.describe_error(), f.describe_limit(), "[green]ok[/green]" if f.ok else "[red]WRONG[/red]")
+    console.print(table)
+    if not all(f.ok for f in findings):
+        fail("a kernel is wrong on this device: please paste the table into an issue")
 
 
 @app.command()

@@ -18,8 +18,19 @@ def check_build(built: str, imported: str) -> None:
 
 
 def build_info() -> dict:
-    """Facts of the compiled library: torch, compiler, format_version, openmp, backends."""
+    """Facts of the compiled library: torch, compiler, format_version, openmp."""
     return _C.build_info()
+
+
+def backends() -> tuple[str, ...]:
+    """The device types that the ops have kernels for, best first."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return tuple(key.lower() for key in ("MPS", "CUDA", "CPU") if has("int4kv::attend", key))
+
+
+def prepare(device: torch.device | str, head_dims: list[int]) -> list[str]:
+    """Build a device's kernels before they are first needed. On mps: ["metallib" or "source", kernel, kernel, ...]; else []."""
+    return torch.ops.int4kv.prepare(torch.empty(0, device=device), head_dims)
 
 
 def _load():

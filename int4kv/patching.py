@@ -7,6 +7,7 @@ from functools import partial
 
 from transformers.utils import logging
 
+from . import ops
 from .attention import NAME
 from .cache import Int4Cache
 from .config import Int4KVConfig, head_dim_of, layer_windows, make_config, text_config
@@ -36,12 +37,21 @@ def patch(model, config: Int4KVConfig | None = None, **overrides):
     Int4Cache(model.config, config)  # refuses what does not fit this model before anything is changed
     if is_patched(model):
         unpatch(model)
+    _prepare_kernels(model)
     previous = text_config(model.config)._attn_implementation
     _set_attention(model, NAME)
     model._prepare_cache_for_generation = partial(_prepare_cache, model)  # unlike a bound method it can be pickled
     hook = model.register_forward_pre_hook(_give_cache, with_kwargs=True)
     model._int4kv = Patch(config, previous, hook)
     return model
+
+
+def _prepare_kernels(model) -> None:
+    """Kernels that are compiled for a device are compiled now, not at the first token."""
+    head_dim = head_dim_of(text_config(model.config))
+    for device in {parameter.device for parameter in model.parameters()}:
+        if device.type in ops.backends():
+            ops.prepare(device, [head_dim])
 
 
 def unpatch(model):

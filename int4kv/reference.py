@@ -141,7 +141,7 @@ def attend(
     def heads(codes, scales):
         return _stored(codes, scales, start, end).to(dtype).repeat_interleave(group, dim=1)
 
-    rotated = rotate(q.float(), k_rotation).to(dtype)
+    rotated = rotate(q.float(), _per_query_head(k_rotation, group)).to(dtype)
     scores = rotated @ heads(k_codes, k_scales).transpose(-1, -2)
     if exact.any():
         scores = torch.where(exact, rotated @ heads(k_recent, None).transpose(-1, -2), scores)
@@ -149,7 +149,11 @@ def attend(
     out = _weighted(weights * ~exact, seen & ~exact, heads(v_codes, v_scales))
     if exact.any():
         out = out + _weighted(weights * exact, seen & exact, heads(v_recent, None))
-    return unrotate(out.float(), v_rotation).to(q.dtype)
+    return unrotate(out.float(), _per_query_head(v_rotation, group)).to(q.dtype)
+
+
+def _per_query_head(rotation, group):
+    return rotation.repeat_interleave(group, dim=0) if rotation is not None and rotation.dim() == 3 else rotation
 
 
 def _softcapped(scores, softcap):

@@ -39,11 +39,24 @@ def hadamard(x: torch.Tensor) -> torch.Tensor:
     return x * norm.to(x.device)
 
 
-def rotate(x: torch.Tensor, signs: torch.Tensor | None) -> torch.Tensor:
-    """Rotate float32 x [..., head_dim]; signs None leaves it as it is."""
-    return x if signs is None else hadamard(x * signs)
+def dense(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """matrix x over the last dimension, channel after channel as csrc/cpu/rotation.cpp adds them; matrix [(heads,) head_dim, head_dim]."""
+    y = torch.zeros_like(x)
+    for j in range(x.shape[-1]):
+        y = y + matrix[..., None, :, j] * x[..., j : j + 1]
+    return y
 
 
-def unrotate(x: torch.Tensor, signs: torch.Tensor | None) -> torch.Tensor:
+def rotate(x: torch.Tensor, rotation: torch.Tensor | None) -> torch.Tensor:
+    """Rotate float32 x [..., heads, tokens, head_dim] by the signs [head_dim] of a randomised Hadamard rotation, or by an orthonormal
+    matrix [head_dim, head_dim] or [heads, head_dim, head_dim]; None leaves it as it is."""
+    if rotation is None:
+        return x
+    return hadamard(x * rotation) if rotation.dim() == 1 else dense(x, rotation)
+
+
+def unrotate(x: torch.Tensor, rotation: torch.Tensor | None) -> torch.Tensor:
     """The inverse of rotate."""
-    return x if signs is None else hadamard(x) * signs
+    if rotation is None:
+        return x
+    return hadamard(x) * rotation if rotation.dim() == 1 else dense(x, rotation.transpose(-1, -2))

@@ -116,7 +116,8 @@ struct Attention {
   Source k, v;
   std::optional<Source> k_recent, v_recent;
   std::optional<Rows> mask;
-  at::Tensor k_signs, v_signs, partial, maxima, sums;
+  Rotation k_rotation, v_rotation;
+  at::Tensor partial, maxima, sums;
   int64_t batch, heads, kv_heads, queries, head_dim, start, end, recent_start, recent_window, window, splits;
   float scale, softcap;
   bool causal;
@@ -169,7 +170,7 @@ struct Block {
   void load_query(int64_t r) {
     float* row = q.data() + r * a.head_dim;
     load_row(a.q, b, head(r), query(r), a.head_dim, row);
-    if (a.k_signs.defined()) rotate(row, a.k_signs.const_data_ptr<float>(), a.head_dim);
+    a.k_rotation.apply(row, kv_head, a.head_dim);
     const float factor = a.softcap > 0 ? a.scale : a.scale * kLog2e;
     for (int64_t c = 0; c < a.head_dim; ++c) row[c] *= factor;
     Span s = a.span(query(r));
@@ -254,8 +255,9 @@ void Attention::merge(int64_t row) const {
   }
   const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
   for (int64_t c = 0; c < head_dim; ++c) joined[c] *= inverse;
-  if (v_signs.defined()) unrotate(joined, v_signs.const_data_ptr<float>(), head_dim);
-  store_row(out, row / queries / heads, row / queries % heads, row % queries, head_dim, joined);
+  const int64_t head = row / queries % heads;
+  v_rotation.invert(joined, head / group(), head_dim);
+  store_row(out, row / queries / heads, head, row % queries, head_dim, joined);
 }
 
 int64_t count_splits(int64_t items, int64_t keys) {
@@ -285,8 +287,7 @@ at::Tensor attend(
   Attention a{
       Rows(q), Rows(out), Source(k_codes, k_scales), Source(v_codes, v_scales), recent_source(k_recent, recent_window),
       recent_source(v_recent, recent_window), expanded_mask(mask, q, end - start),
-      k_rotation ? k_rotation->contiguous() : at::Tensor(), v_rotation ? v_rotation->contiguous() : at::Tensor(),
-      {}, {}, {}, batch, heads, k_codes.size(1), queries, head_dim, start, end, recent_start, recent_window, window, 1,
+      Rotation(k_rotation), Rotation(v_rotation), {}, {}, {}, batch, heads, k_codes.size(1), queries, head_dim, start, end, recent_start, recent_window, window, 1,
       static_cast<float>(scale), static_cast<float>(softcap), causal};
   const int64_t items = batch * a.kv_heads * a.blocks();
   a.splits = count_splits(items, end - start);

@@ -83,14 +83,14 @@ struct Writer {
   Rows x, codes, scales;
   std::optional<Rows> recent;
   const at::Tensor centre;
-  const float* signs;
+  const Rotation rotation;
   int64_t position, heads, tokens, head_dim, groups;
   bool packed;
 
-  Writer(const at::Tensor& x_, const Stored& stored, int64_t position_, const OptionalTensor& centre_, const at::Tensor& signs_)
+  Writer(const at::Tensor& x_, const Stored& stored, int64_t position_, const OptionalTensor& centre_, const OptionalTensor& rotation_)
       : x(x_), codes(stored.codes), scales(stored.scales),
         centre(centre_ ? centre_->expand({x_.size(0), -1, -1}).contiguous() : at::Tensor()),
-        signs(signs_.defined() ? signs_.const_data_ptr<float>() : nullptr),
+        rotation(rotation_),
         position(position_), heads(x_.size(1)), tokens(x_.size(2)), head_dim(x_.size(3)),
         groups(stored.scales.size(3)), packed(is_packed(stored.codes)) {
     if (stored.recent) recent.emplace(*stored.recent);
@@ -108,7 +108,7 @@ struct Writer {
       const float* c = centre.const_data_ptr<float>() + (b * heads + h) * head_dim;
       for (int64_t i = 0; i < head_dim; ++i) row[i] -= c[i];
     }
-    if (signs) rotate(row, signs, head_dim);
+    rotation.apply(row, h, head_dim);
     const int64_t token = position + t;
     if (recent && t >= tokens - recent->capacity) store_row(*recent, b, h, token % recent->capacity, head_dim, row);
     if (packed) {
@@ -128,16 +128,11 @@ struct Writer {
   }
 };
 
-at::Tensor contiguous_signs(const OptionalTensor& rotation) {
-  return rotation ? rotation->contiguous() : at::Tensor();
-}
-
 void quantize(
     const at::Tensor& x, at::Tensor& codes, at::Tensor& scales, int64_t position, const OptionalTensor& centre,
     const OptionalTensor& rotation, const OptionalTensor& recent, std::string_view codebook) {
   check_quantize("x", x, {codes, scales, recent}, position, centre, rotation, codebook);
-  const at::Tensor signs = contiguous_signs(rotation);
-  const Writer writer(x, {codes, scales, recent}, position, centre, signs);
+  const Writer writer(x, {codes, scales, recent}, position, centre, rotation);
   at::parallel_for(0, writer.rows(x.size(0)), kRowsPerThread, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) writer.write(i);
   });
@@ -149,9 +144,8 @@ void quantize_kv(
     const OptionalTensor& v_rotation, const OptionalTensor& k_recent, const OptionalTensor& v_recent, std::string_view codebook) {
   check_quantize("k", k, {k_codes, k_scales, k_recent}, position, k_centre, k_rotation, codebook);
   check_quantize("v", v, {v_codes, v_scales, v_recent}, position, std::nullopt, v_rotation, codebook);
-  const at::Tensor k_signs = contiguous_signs(k_rotation), v_signs = contiguous_signs(v_rotation);
-  const Writer k_writer(k, {k_codes, k_scales, k_recent}, position, k_centre, k_signs);
-  const Writer v_writer(v, {v_codes, v_scales, v_recent}, position, std::nullopt, v_signs);
+  const Writer k_writer(k, {k_codes, k_scales, k_recent}, position, k_centre, k_rotation);
+  const Writer v_writer(v, {v_codes, v_scales, v_recent}, position, std::nullopt, v_rotation);
   const int64_t k_rows = k_writer.rows(k.size(0)), v_rows = v_writer.rows(v.size(0));
   at::parallel_for(0, k_rows + v_rows, kRowsPerThread, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) i < k_rows ? k_writer.write(i) : v_writer.write(i - k_rows);
@@ -164,7 +158,7 @@ at::Tensor dequantize(
   check_dequantize({codes, scales, std::nullopt}, start, end, head_dim, centre, rotation, dtype, codebook);
   const int64_t batch = codes.size(0), heads = codes.size(1), tokens = end - start;
   const at::Tensor out = at::empty({batch, heads, tokens, head_dim}, codes.options().dtype(dtype));
-  const at::Tensor signs = contiguous_signs(rotation);
+  const Rotation back(rotation);
   const at::Tensor centres = centre ? centre->expand({batch, -1, -1}).contiguous() : at::Tensor();
   const Source source(codes, scales);
   const Rows rows(out);
@@ -173,7 +167,7 @@ at::Tensor dequantize(
     for (int64_t i = begin; i < stop; ++i) {
       const int64_t t = i % tokens, h = i / tokens % heads, b = i / tokens / heads;
       source.decode(b, h, start + t, 1, head_dim, row);
-      if (rotation) unrotate(row, signs.const_data_ptr<float>(), head_dim);
+      back.invert(row, h, head_dim);
       if (centre) {
         const float* c = centres.const_data_ptr<float>() + (b * heads + h) * head_dim;
         for (int64_t j = 0; j < head_dim; ++j) row[j] += c[j];

@@ -1,5 +1,13 @@
+// The sums' orders are the format's: a * b + c stays two roundings.
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
+#endif
+
 #include "rotation.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "rows.h"
@@ -23,16 +31,39 @@ INT4KV_CLONES void hadamard(float* x, int64_t head_dim) {
   for (int64_t c = 0; c < head_dim; ++c) x[c] *= norm;
 }
 
+void multiply(float* x, const float* signs, int64_t head_dim) {
+  for (int64_t c = 0; c < head_dim; ++c) x[c] *= signs[c];
+}
+
+// y[c] = sum over j of matrix[c * row + j * column] * x[j]
+void multiply(float* x, const float* matrix, int64_t row, int64_t column, int64_t head_dim) {
+  float y[INT4KV_MAX_HEAD_DIM] = {};
+  for (int64_t j = 0; j < head_dim; ++j) {
+    for (int64_t c = 0; c < head_dim; ++c) y[c] = y[c] + matrix[c * row + j * column] * x[j];
+  }
+  std::copy_n(y, head_dim, x);
+}
+
 } // namespace
 
-void rotate(float* x, const float* signs, int64_t head_dim) {
-  for (int64_t c = 0; c < head_dim; ++c) x[c] *= signs[c];
+Rotation::Rotation(const OptionalTensor& rotation) : by_(rotation ? rotation->contiguous() : at::Tensor()) {}
+
+const float* Rotation::matrix(int64_t head, int64_t head_dim) const {
+  return by_.const_data_ptr<float>() + (by_.dim() == 3 ? head * head_dim * head_dim : 0);
+}
+
+void Rotation::apply(float* x, int64_t head, int64_t head_dim) const {
+  if (!by_.defined()) return;
+  if (by_.dim() > 1) return multiply(x, matrix(head, head_dim), head_dim, 1, head_dim);
+  multiply(x, by_.const_data_ptr<float>(), head_dim);
   hadamard(x, head_dim);
 }
 
-void unrotate(float* x, const float* signs, int64_t head_dim) {
+void Rotation::invert(float* x, int64_t head, int64_t head_dim) const {
+  if (!by_.defined()) return;
+  if (by_.dim() > 1) return multiply(x, matrix(head, head_dim), 1, head_dim, head_dim);
   hadamard(x, head_dim);
-  for (int64_t c = 0; c < head_dim; ++c) x[c] *= signs[c];
+  multiply(x, by_.const_data_ptr<float>(), head_dim);
 }
 
 } // namespace int4kv

@@ -1,11 +1,26 @@
-// The randomised Hadamard rotation y = H (signs * x) / sqrt(n), on blocks of n = the largest power of two dividing head_dim.
-// H is symmetric and its own inverse up to n, so the inverse is x = signs * (H y / sqrt(n)).
+// The rotation of rows of one head: y = R x and x = R^T y. R is a randomised Hadamard matrix, given by its signs, or any orthonormal one.
+//
+// Randomised Hadamard: y = H (signs * x) / sqrt(n), on blocks of n = the largest power of two dividing head_dim; H is symmetric and
+// its own inverse up to n, so x = signs * (H y / sqrt(n)). A dense product adds channel after channel. Both orders are the format's.
 #pragma once
-#include <cstdint>
+#include <ATen/core/Tensor.h>
+
+#include "../ops.h"
 
 namespace int4kv {
 
-void rotate(float* x, const float* signs, int64_t head_dim);
-void unrotate(float* x, const float* signs, int64_t head_dim);
+class Rotation {
+ public:
+  // None, signs [head_dim], or a matrix [head_dim, head_dim] or [heads, head_dim, head_dim].
+  explicit Rotation(const OptionalTensor& rotation);
+
+  void apply(float* x, int64_t head, int64_t head_dim) const;
+  void invert(float* x, int64_t head, int64_t head_dim) const;
+
+ private:
+  const float* matrix(int64_t head, int64_t head_dim) const;
+
+  at::Tensor by_;
+};
 
 } // namespace int4kv

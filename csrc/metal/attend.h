@@ -1,0 +1,136 @@
+// What both attention kernels share: which rows a threadgroup serves, which tokens they see, and how a finished row goes out.
+//
+// The query rows of one KV head are numbered query * group + head of the group: a block of neighbours shares every key that is
+// read, whether they are the heads of a group (decode) or queries of a chunk as well.
+//
+//   0          lo                     exact               position   keys
+//   |-----------|=======codes===========|======recent=======|----------|       tokens of one query, from the op's start
+#ifndef INT4KV_METAL_ATTEND_H
+#define INT4KV_METAL_ATTEND_H
+
+#include "rotation.h"
+
+constant constexpr float kFloor = -1e30f;  // the maximum of no scores; a score never is as low
+constant constexpr float kLog2e = 1.44269504f;
+
+// Tokens [lo, exact) are read from codes, [exact, hi) from recent rows.
+struct Span {
+  int lo, exact, hi;
+};
+
+inline Span span_of(constant Int4kvAttend& p, uint query) {
+  int keys = int(p.keys), position = keys - int(p.queries) + int(query);
+  Span span;
+  span.hi = p.causal ? clamp(position + 1, 0, keys) : keys;
+  span.lo = p.window > 0 ? clamp(position - p.window + 1, 0, span.hi) : 0;
+  span.exact = clamp(max(p.recent_from, position - p.recent_window + 1), span.lo, span.hi);
+  return span;
+}
+
+// One query row of a block; a row beyond the last one repeats it and is not live.
+struct QueryRow {
+  uint head, query;
+  bool live;
+};
+
+inline QueryRow query_row(constant Int4kvAttend& p, uint kv_head, uint index) {
+  uint group = p.heads / p.kv_heads, rows = group * p.queries, held = min(index, rows - 1);
+  QueryRow row;
+  row.query = held / group;
+  row.head = kv_head * group + held % group;
+  row.live = index < rows;
+  return row;
+}
+
+// The tokens [from, to) that one split of a block goes through: an even share, in whole tiles, of what its rows see together.
+struct Share {
+  int from, to;
+};
+
+inline Share share_of(constant Int4kvAttend& p, Span first, Span last, uint split, int tile) {
+  int tiles = (last.hi - first.lo + tile - 1) / tile, size = (tiles + int(p.splits) - 1) / int(p.splits) * tile;
+  Share share;
+  share.from = min(first.lo + int(split) * size, last.hi);
+  share.to = min(share.from + size, last.hi);
+  return share;
+}
+
+inline bool mask_allows(constant Int4kvAttend& p, const device bool* mask, long row, int token) {
+  return !p.has_mask || mask[row + long(token) * p.mask.channel];
+}
+
+// log2(e) times the score, softcapped when asked for.
+inline float capped(constant Int4kvAttend& p, float score) {
+  return p.softcap > 0.0f ? p.softcap * precise::tanh(score / p.softcap) * kLog2e : score;
+}
+
+// Rotated and scaled query rows first, first + step, ... of a block, up to `count`, channel c of row n into rows[n * stride + c].
+inline void load_queries(
+    constant Int4kvAttend& p, const device void* q, const device float* rotation, uint batch, uint kv_head, uint block, uint count,
+    uint simdgroup, uint lane, uint stride, threadgroup float* rows) {
+  for (uint n = simdgroup; n < count; n += INT4KV_SIMDGROUPS) {
+    QueryRow row = query_row(p, kv_head, block * count + n);
+    uint units = p.head_dim / INT4KV_UNIT;
+    float x[kMaxUnits] = {};
+    load_row(q, p.q, row_offset(p.q, batch, row.head, row.query), units, lane, x);
+    rotate(x, p.k_rotation, rotation, kv_head, units, lane);
+    for (uint u = 0; u < kMaxUnits; u++) {
+      if (u < units) rows[n * stride + INT4KV_UNIT * u + lane] = row.live ? x[u] * p.scale : 0.0f;
+    }
+  }
+}
+
+// Maxima and sums of every simdgroup and row of the block, [simdgroup][count].
+struct Statistics {
+  threadgroup float* maxima;
+  threadgroup float* sums;
+  uint count;
+
+  float maximum(uint row) const {
+    float found = maxima[row];
+    for (uint s = 1; s < INT4KV_SIMDGROUPS; s++) found = max(found, maxima[s * count + row]);
+    return found;
+  }
+  float sum(uint row, float maximum) const {
+    float total = 0.0f;
+    for (uint s = 0; s < INT4KV_SIMDGROUPS; s++) total += sums[s * count + row] * fast::exp2(maxima[s * count + row] - maximum);
+    return total;
+  }
+};
+
+// One row in registers goes out: as the output when there is one split, else as a partial sum that merge joins.
+inline void write_row(
+    constant Int4kvAttend& p, thread float* x, float maximum, float sum, uint batch, uint kv_head, QueryRow row, uint split, uint lane,
+    const device float* rotation, device void* out, device float* partial, device float2* statistics) {
+  uint units = p.head_dim / INT4KV_UNIT;
+  if (p.splits == 1) {
+    float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+    for (uint u = 0; u < kMaxUnits; u++) x[u] *= inverse;
+    unrotate(x, p.v_rotation, rotation, kv_head, units, lane);
+    store_row(out, p.out, row_offset(p.out, batch, row.head, row.query), units, lane, x);
+    return;
+  }
+  long slot = (long(batch * p.heads + row.head) * p.queries + row.query) * p.splits + split;
+  for (uint u = 0; u < kMaxUnits; u++) {
+    if (u < units) partial[slot * p.head_dim + INT4KV_UNIT * u + lane] = x[u];
+  }
+  if (lane == 0) statistics[slot] = float2(maximum, sum);
+}
+
+// The live rows of a block that lie in threadgroup memory as load_queries lays them out.
+inline void write_rows(
+    constant Int4kvAttend& p, const threadgroup float* rows, thread const Statistics& found, uint batch, uint kv_head, uint block,
+    uint split, uint simdgroup, uint lane, uint stride, const device float* rotation, device void* out, device float* partial,
+    device float2* statistics) {
+  for (uint n = simdgroup; n < found.count; n += INT4KV_SIMDGROUPS) {
+    QueryRow row = query_row(p, kv_head, block * found.count + n);
+    if (!row.live) continue;
+    float x[kMaxUnits] = {}, maximum = found.maximum(n);
+    for (uint u = 0; u < kMaxUnits; u++) {
+      if (u < p.head_dim / INT4KV_UNIT) x[u] = rows[n * stride + INT4KV_UNIT * u + lane];
+    }
+    write_row(p, x, maximum, found.sum(n, maximum), batch, kv_head, row, split, lane, rotation, out, partial, statistics);
+  }
+}
+
+#endif

@@ -1,0 +1,234 @@
+// attend for one or two query rows at a time: o = R_v^T softmax2(q' K'^T) V', q' = log2(e) * scale * R_k q, any head_dim, any
+// number of scales per row, codes or plain rows.
+//
+// Grid: (splits, kv_heads * blocks, batch). A threadgroup owns H rows of one KV head and one share of their tokens. In each
+// simdgroup L = 2, 4, 8 or 16 lanes (16 channels each) own a token; all token streams of the threadgroup are independent flash
+// attentions, so the loop has no barrier, and each row of codes is read once for all H rows.
+//
+//   simdgroup, head_dim 128 (L = 8):   lanes  0..7   8..15   16..23   24..31
+//                                      token    t    t + 1   t + 2    t + 3       then t + 16, ... (4 simdgroups)
+//
+// Registers: 16 H for q, 16 H for o. Streams are joined by shuffles, simdgroups through threadgroup memory.
+#include "attend.h"
+#include "source.h"
+
+constant constexpr uint kPart = 16;  // channels of a lane: two words of codes
+constant constexpr int kBatch = 4;   // tokens of a stream whose loads are in flight together
+
+// The 16 channels of one lane of a token: levels and their scale, or plain channels and 1; x[8 w + 2 t + e] as channel_of says.
+template <bool PACKED>
+inline float load_part(thread const Source& source, int token, uint part, uint parts, thread float* x) {
+  const device uchar* row = source.row(token);
+  if (PACKED) {
+    uint2 words = ((const device uint2*)row)[part];
+    for (uint t = 0; t < kPairs; t++) {
+      half2 first = level_pair(words.x, t), second = level_pair(words.y, t);
+      x[2 * t] = float(first.x);
+      x[2 * t + 1] = float(first.y);
+      x[8 + 2 * t] = float(second.x);
+      x[8 + 2 * t + 1] = float(second.y);
+    }
+    return source.scale(token, part * source.groups / parts);
+  }
+  for (uint i = 0; i < kPart; i++) x[i] = source.channel(row, channel_of(2 * part + i / 8, i % 8 / 2, i % 2));
+  return 1.0f;
+}
+
+// A lane's place: it owns the channels of `part` (of `parts`, the rest repeats the last) in tokens of `stream`; `count` lanes a stream.
+struct Lane {
+  uint part, parts, count;
+  int stream;
+  bool live;
+};
+
+inline Lane lane_of(uint lane, uint head_dim) {
+  Lane found;
+  found.parts = head_dim / kPart;
+  found.count = 2;
+  while (found.count < found.parts) found.count *= 2;
+  found.live = lane % found.count < found.parts;
+  found.part = min(lane % found.count, found.parts - 1);
+  found.stream = int(lane / found.count);
+  return found;
+}
+
+// What a stream has summed up for its H rows.
+template <int H>
+struct Stream {
+  float q[H][kPart], o[H][kPart], maximum[H], sum[H];
+  long mask[H];
+};
+
+template <int H>
+inline void start_stream(thread Stream<H>& stream, int h, const threadgroup float* rows, long mask, thread const Lane& lane) {
+  stream.mask[h] = mask;
+  stream.maximum[h] = kFloor;
+  stream.sum[h] = 0.0f;
+  for (uint i = 0; i < kPart; i++) {
+    uint channel = channel_of(2 * lane.part + i / 8, i % 8 / 2, i % 2);
+    stream.q[h][i] = lane.live ? rows[h * INT4KV_MAX_HEAD_DIM + channel] : 0.0f;
+    stream.o[h][i] = 0.0f;
+  }
+}
+
+// Which tokens one pass reads: row h sees [from[h], to[h]); stream s takes first + s, then `stride` further, below last.
+template <int H>
+struct Reading {
+  int from[H], to[H], first, last, stride;
+};
+
+template <int H, bool PACKED>
+inline void score_batch(
+    constant Int4kvAttend& p, thread const Stream<H>& stream, thread const Source& k, thread const Reading<H>& reading, const device bool* mask,
+    int first, thread const Lane& lane, thread float* score, thread bool* seen) {
+  for (int b = 0; b < kBatch; b++) {
+    int token = first + b * reading.stride;
+    float x[kPart], scale = load_part<PACKED>(k, min(token, reading.last - 1), lane.part, lane.parts, x);
+    for (int h = 0; h < H; h++) {
+      seen[b * H + h] = token >= reading.from[h] && token < reading.to[h] && mask_allows(p, mask, stream.mask[h], token);
+      float dot = 0.0f;
+      for (uint i = 0; i < kPart; i++) dot = fma(stream.q[h][i], x[i], dot);
+      score[b * H + h] = dot * scale;
+    }
+  }
+  for (int i = 0; i < kBatch * H; i++) {
+    for (ushort apart = 1; apart < lane.count; apart *= 2) score[i] += simd_shuffle_xor(score[i], apart);
+    score[i] = capped(p, score[i]);
+  }
+}
+
+// score -> 2^(score - maximum) where seen, else 0; the sums are rescaled to the new maximum.
+template <int H>
+inline void exponentiate(thread Stream<H>& stream, thread float* score, thread const bool* seen) {
+  for (int h = 0; h < H; h++) {
+    float maximum = stream.maximum[h];
+    for (int b = 0; b < kBatch; b++) maximum = seen[b * H + h] ? max(maximum, score[b * H + h]) : maximum;
+    float rescale = fast::exp2(stream.maximum[h] - maximum);
+    stream.maximum[h] = maximum;
+    stream.sum[h] *= rescale;
+    for (uint i = 0; i < kPart; i++) stream.o[h][i] *= rescale;
+    for (int b = 0; b < kBatch; b++) {
+      score[b * H + h] = seen[b * H + h] ? fast::exp2(score[b * H + h] - maximum) : 0.0f;
+      stream.sum[h] += score[b * H + h];
+    }
+  }
+}
+
+template <int H, bool PACKED>
+inline void add_values(
+    thread Stream<H>& stream, thread const Source& v, thread const Reading<H>& reading, int first, thread const Lane& lane,
+    thread const float* weight, thread const bool* seen) {
+  for (int b = 0; b < kBatch; b++) {
+    float x[kPart], scale = load_part<PACKED>(v, min(first + b * reading.stride, reading.last - 1), lane.part, lane.parts, x);
+    for (int h = 0; h < H; h++) {
+      if (!seen[b * H + h]) continue;  // what is not seen may be NaN
+      for (uint i = 0; i < kPart; i++) stream.o[h][i] = fma(weight[b * H + h] * scale, x[i], stream.o[h][i]);
+    }
+  }
+}
+
+template <int H, bool PACKED>
+inline void read_tokens(
+    constant Int4kvAttend& p, thread Stream<H>& stream, thread const Source& k, thread const Source& v, thread const Reading<H>& reading,
+    const device bool* mask, thread const Lane& lane) {
+  for (int first = reading.first; first < reading.last; first += kBatch * reading.stride) {
+    float score[kBatch * H];
+    bool seen[kBatch * H];
+    score_batch<H, PACKED>(p, stream, k, reading, mask, first + lane.stream, lane, score, seen);
+    exponentiate<H>(stream, score, seen);
+    add_values<H, PACKED>(stream, v, reading, first + lane.stream, lane, score, seen);
+  }
+}
+
+// Joins the streams of a simdgroup: every lane group ends with the sums of all.
+template <int H>
+inline void join_streams(thread Stream<H>& stream, uint lanes) {
+  for (int h = 0; h < H; h++) {
+    float maximum = simd_max(stream.maximum[h]), weight = fast::exp2(stream.maximum[h] - maximum);
+    stream.maximum[h] = maximum;
+    stream.sum[h] *= weight;
+    for (uint i = 0; i < kPart; i++) stream.o[h][i] *= weight;
+    for (ushort apart = lanes; apart < INT4KV_SIMD; apart *= 2) {
+      stream.sum[h] += simd_shuffle_xor(stream.sum[h], apart);
+      for (uint i = 0; i < kPart; i++) stream.o[h][i] += simd_shuffle_xor(stream.o[h][i], apart);
+    }
+  }
+}
+
+// Joins the simdgroups in turns: the rows that held the queries end with the sums of all.
+template <int H>
+inline void join_streams_in_turns(
+    thread Stream<H>& stream, threadgroup float* rows, thread const Statistics& found, uint simdgroup, thread const Lane& lane,
+    uint thread_index) {
+  for (int h = 0; h < H && thread_index == 0; h++) {
+    found.maxima[simdgroup * H + h] = stream.maximum[h];
+    found.sums[simdgroup * H + h] = stream.sum[h];
+  }
+  for (uint turn = 0; turn < INT4KV_SIMDGROUPS; turn++) {
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (turn != simdgroup || thread_index >= lane.parts) continue;
+    for (int h = 0; h < H; h++) {
+      float weight = fast::exp2(stream.maximum[h] - found.maximum(h));
+      for (uint i = 0; i < kPart; i++) {
+        threadgroup float* o = rows + h * INT4KV_MAX_HEAD_DIM + channel_of(2 * lane.part + i / 8, i % 8 / 2, i % 2);
+        *o = turn == 0 ? weight * stream.o[h][i] : *o + weight * stream.o[h][i];
+      }
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+}
+
+template <int H>
+[[kernel]] void attend_simd(
+    const device void* q [[buffer(0)]], const device void* k_codes [[buffer(1)]], const device half* k_scales [[buffer(2)]],
+    const device void* v_codes [[buffer(3)]], const device half* v_scales [[buffer(4)]], const device void* k_recent [[buffer(5)]],
+    const device void* v_recent [[buffer(6)]], const device float* k_rotation [[buffer(7)]],
+    const device float* v_rotation [[buffer(8)]], const device bool* mask [[buffer(9)]], device void* out [[buffer(10)]],
+    device float* partial [[buffer(11)]], device float2* statistics [[buffer(12)]], constant Int4kvAttend& p [[buffer(13)]],
+    uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_simdgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+  threadgroup float rows[H * INT4KV_MAX_HEAD_DIM], maxima[INT4KV_SIMDGROUPS * H], sums[INT4KV_SIMDGROUPS * H];
+  uint split = group.x, kv_head = group.y / p.blocks, block = group.y % p.blocks, batch = group.z;
+  load_queries(p, q, k_rotation, batch, kv_head, block, H, simdgroup, thread_index, INT4KV_MAX_HEAD_DIM, rows);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  Lane lane = lane_of(thread_index, p.head_dim);
+  Stream<H> stream;
+  Span spans[H];
+  for (int h = 0; h < H; h++) {
+    QueryRow row = query_row(p, kv_head, block * H + h);
+    spans[h] = span_of(p, row.query);
+    start_stream<H>(stream, h, rows, row_offset(p.mask, batch, row.head, row.query), lane);
+  }
+
+  Share share = share_of(p, spans[0], spans[H - 1], split, int(INT4KV_SIMD));
+  int streams = int(INT4KV_SIMD / lane.count);
+  Reading<H> reading;
+  reading.stride = int(INT4KV_SIMDGROUPS) * streams;
+  reading.first = share.from + int(simdgroup) * streams;
+  reading.last = min(spans[H - 1].exact, share.to);
+  for (int h = 0; h < H; h++) reading.from[h] = spans[h].lo, reading.to[h] = min(spans[h].exact, share.to);
+  Source k = source_of(p.k, k_codes, k_scales, batch, kv_head, 0), v = source_of(p.v, v_codes, v_scales, batch, kv_head, 0);
+  if (p.k.groups > 0) {
+    read_tokens<H, true>(p, stream, k, v, reading, mask, lane);
+  } else {
+    read_tokens<H, false>(p, stream, k, v, reading, mask, lane);
+  }
+
+  reading.first = max(max(spans[0].exact, p.recent_from), share.from) + int(simdgroup) * streams;
+  reading.last = share.to;
+  for (int h = 0; h < H; h++) reading.from[h] = spans[h].exact, reading.to[h] = min(spans[h].hi, share.to);
+  k = source_of(p.k_recent, k_recent, k_scales, batch, kv_head, p.recent_from);
+  v = source_of(p.v_recent, v_recent, v_scales, batch, kv_head, p.recent_from);
+  read_tokens<H, false>(p, stream, k, v, reading, mask, lane);
+
+  Statistics found = {maxima, sums, H};
+  join_streams<H>(stream, lane.count);
+  join_streams_in_turns<H>(stream, rows, found, simdgroup, lane, thread_index);
+  write_rows(
+      p, rows, found, batch, kv_head, block, split, simdgroup, thread_index, INT4KV_MAX_HEAD_DIM, v_rotation, out, partial, statistics);
+}
+
+#define INT4KV_ATTEND_SIMD(H) template [[host_name("attend_simd_" #H)]] [[kernel]] decltype(attend_simd<H>) attend_simd<H>;
+INT4KV_ATTEND_SIMD(1)
+INT4KV_ATTEND_SIMD(2)

@@ -1,0 +1,44 @@
+// dequantize: codes or plain rows -> scale -> rotate back -> add the centre. A simdgroup owns one row, as rows.h draws it;
+// grid: batch * heads * tokens, the token fastest.
+#include "rotation.h"
+
+template <int U>
+inline void read_stored(
+    constant Int4kvStored& stored, const device void* codes, const device half* scales, uint batch, uint head, uint slot, uint lane,
+    thread float* x) {
+  long row = row_offset(stored.codes, batch, head, slot);
+  if (stored.groups == 0) return load_row(codes, stored.codes, row, U, lane, x);
+  const device uchar* bytes = (const device uchar*)codes + row + lane % (INT4KV_UNIT / 2);
+  long scale = row_offset(stored.scales, batch, head, slot);
+  for (uint u = 0; u < U; u++) {
+    uint byte = bytes[u * (INT4KV_UNIT / 2)], code = lane < INT4KV_UNIT / 2 ? INT4KV_LOW(byte) : INT4KV_HIGH(byte);
+    x[u] = float(scales[scale + long(u * stored.groups / U) * stored.scales.channel]) * (float(code) - 7.5f);
+  }
+}
+
+template <int U>
+[[kernel]] void dequantize(
+    const device void* codes [[buffer(0)]], const device half* scales [[buffer(1)]], const device float* centre [[buffer(2)]],
+    const device float* rotation [[buffer(3)]], device void* out [[buffer(4)]], constant Int4kvDequantize& p [[buffer(5)]],
+    uint row [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]]) {
+  uint token = row % p.tokens, head = row / p.tokens % p.heads, batch = row / p.tokens / p.heads;
+  float x[kMaxUnits];
+  read_stored<U>(p.stored, codes, scales, batch, head, slot_of(p.stored.first_slot, token, p.stored.capacity), lane, x);
+  unrotate(x, p.rotation, rotation, head, U, lane);
+  if (p.has_centre) {
+    float mean[kMaxUnits];
+    load_row(centre, p.centre, row_offset(p.centre, batch, head, 0), U, lane, mean);
+    for (uint u = 0; u < U; u++) x[u] = x[u] + mean[u];
+  }
+  store_row(out, p.out, row_offset(p.out, batch, head, token), U, lane, x);
+}
+
+#define INT4KV_DEQUANTIZE(D, U) template [[host_name("dequantize_" #D)]] [[kernel]] decltype(dequantize<U>) dequantize<U>;
+INT4KV_DEQUANTIZE(32, 1)
+INT4KV_DEQUANTIZE(64, 2)
+INT4KV_DEQUANTIZE(96, 3)
+INT4KV_DEQUANTIZE(128, 4)
+INT4KV_DEQUANTIZE(160, 5)
+INT4KV_DEQUANTIZE(192, 6)
+INT4KV_DEQUANTIZE(224, 7)
+INT4KV_DEQUANTIZE(256, 8)

@@ -1,0 +1,40 @@
+// merge: joins the splits of a query row, divides by their sum and rotates back. A threadgroup owns one row; its simdgroups take
+// splits in turn, each lane the channels that rows.h gives it, and are joined through threadgroup memory.
+// Grid: rows = batch * heads * queries, the query fastest.
+#include "attend.h"
+
+constant constexpr uint kMergers = INT4KV_MERGE_SIMDGROUPS;
+
+[[kernel, host_name("merge")]] void merge_splits(
+    const device float* partial [[buffer(0)]], const device float2* statistics [[buffer(1)]],
+    const device float* v_rotation [[buffer(2)]], device void* out [[buffer(3)]], constant Int4kvAttend& p [[buffer(4)]],
+    uint index [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+  threadgroup float rows[kMergers * INT4KV_MAX_HEAD_DIM], sums[kMergers];
+  uint units = p.head_dim / INT4KV_UNIT;
+  const device float2* found = statistics + long(index) * p.splits;
+  float maximum = kFloor, sum = 0.0f, x[kMaxUnits] = {};
+  for (uint s = lane; s < p.splits; s += INT4KV_SIMD) maximum = max(maximum, found[s].x);
+  maximum = simd_max(maximum);
+  for (uint s = simdgroup; s < p.splits; s += kMergers) {
+    float weight = fast::exp2(found[s].x - maximum);
+    const device float* row = partial + (long(index) * p.splits + s) * p.head_dim + lane;
+    sum = fma(weight, found[s].y, sum);
+    for (uint u = 0; u < kMaxUnits; u++) {
+      if (u < units) x[u] = fma(weight, row[INT4KV_UNIT * u], x[u]);
+    }
+  }
+  for (uint u = 0; u < kMaxUnits; u++) rows[simdgroup * INT4KV_MAX_HEAD_DIM + INT4KV_UNIT * u + lane] = x[u];
+  if (lane == 0) sums[simdgroup] = sum;
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  if (simdgroup != 0) return;
+  for (uint s = 1; s < kMergers; s++) {
+    sum += sums[s];
+    for (uint u = 0; u < kMaxUnits; u++) x[u] += rows[s * INT4KV_MAX_HEAD_DIM + INT4KV_UNIT * u + lane];
+  }
+  float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+  for (uint u = 0; u < kMaxUnits; u++) x[u] *= inverse;
+  uint head = index / p.queries % p.heads, batch = index / p.queries / p.heads;
+  unrotate(x, p.v_rotation, v_rotation, head / (p.heads / p.kv_heads), units, lane);
+  store_row(out, p.out, row_offset(p.out, batch, head, index % p.queries), units, lane, x);
+}

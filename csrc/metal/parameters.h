@@ -1,0 +1,80 @@
+// What the host hands to the kernels: plain C, read by Objective-C++ and by Metal alike.
+//
+// Tokens are counted from the first one that attend may read (start), slots from the buffer's begin; both fit 32 bits. A ring
+// slot is first_slot + token, minus capacity once it is beyond: the host has taken the remainder of the absolute position.
+#ifndef INT4KV_METAL_PARAMETERS_H
+#define INT4KV_METAL_PARAMETERS_H
+
+#ifdef __METAL_VERSION__
+typedef long int4kv_stride;
+#else
+#include <cstdint>
+typedef int64_t int4kv_stride;
+#endif
+
+// Element types of a tensor that a kernel reads or writes through rows.h.
+#define INT4KV_FLOAT32 0u
+#define INT4KV_FLOAT16 1u
+#define INT4KV_BFLOAT16 2u
+
+#define INT4KV_NO_ROTATION 0u
+#define INT4KV_HADAMARD 1u  // signs [head_dim], then butterflies
+#define INT4KV_DENSE 2u     // orthonormal [head_dim, head_dim] per head
+
+#define INT4KV_SIMD 32u
+#define INT4KV_SIMDGROUPS 4u  // simdgroups of a threadgroup that share the keys of one block of rows
+#define INT4KV_COLUMNS 8u     // query rows that attend_matrix serves at once: the width of a fragment
+#define INT4KV_PAIR 2u        // query rows that attend_simd serves at once at most
+#define INT4KV_MERGE_SIMDGROUPS 8u  // simdgroups that join the splits of one query row
+
+// A tensor [batch, head, token, channel]: strides in elements. A stride of 0 broadcasts.
+struct Int4kvRows {
+  int4kv_stride batch, head, token, channel;
+  unsigned type;
+};
+
+// Codes with their scales, or plain rows (groups = 0), in a ring of `capacity` slots.
+struct Int4kvStored {
+  struct Int4kvRows codes, scales;
+  unsigned groups, capacity, first_slot;
+};
+
+struct Int4kvRotation {
+  unsigned kind;
+  int4kv_stride head;  // of a dense one: elements between the matrices of two heads
+  float norm;          // of a Hadamard one: 1 / sqrt(block)
+};
+
+// One tensor on its way into the cache: K or V.
+struct Int4kvQuantizeSide {
+  struct Int4kvRows x, centre, recent;
+  struct Int4kvStored stored;
+  struct Int4kvRotation rotation;
+  unsigned recent_rows, recent_first_slot;  // recent_rows 0: none
+  unsigned has_centre;
+};
+
+struct Int4kvQuantize {
+  struct Int4kvQuantizeSide k, v;
+  unsigned rows, heads, tokens;  // rows = batch * heads * tokens of one side; the grid has those of K, then those of V
+};
+
+struct Int4kvDequantize {
+  struct Int4kvStored stored;
+  struct Int4kvRows out, centre;
+  struct Int4kvRotation rotation;
+  unsigned rows, heads, tokens, has_centre;
+};
+
+struct Int4kvAttend {
+  struct Int4kvRows q, out, mask;
+  struct Int4kvStored k, v, k_recent, v_recent;  // of the recent ones, first_slot is that of token recent_from
+  struct Int4kvRotation k_rotation, v_rotation;
+  unsigned heads, kv_heads, queries, head_dim, keys, blocks, splits;
+  int recent_from, recent_window;  // recent_from = keys: no recent rows
+  int window;                      // 0: none
+  unsigned causal, has_mask;
+  float scale, softcap;  // softcap 0: none, and scale has log2(e) in it
+};
+
+#endif

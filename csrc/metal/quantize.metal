@@ -1,0 +1,111 @@
+// quantize: x -> centre -> rotate -> scale -> round -> pack, straight into the cache; codes and scales are format.h's bits.
+//
+// One dispatch serves K and V of all heads: a simdgroup owns one row (one token of one head of one side) in registers, as rows.h
+// draws it, and reads it once. Butterflies and sums are shuffles; there is no threadgroup memory and no barrier.
+// Row r of the grid: side = r / rows, then batch, head and token of r % rows, the token fastest.
+#include "rotation.h"
+
+// The bits of the largest |x| of the group of `size` units from unit `first` on.
+template <int U>
+inline uint largest_bits(const thread float* x, uint first, uint size) {
+  uint largest = 0;
+  for (uint u = 0; u < U; u++) {
+    if (u >= first && u < first + size) largest = max(largest, as_type<uint>(x[u]) & 0x7fffffffu);
+  }
+  return simd_max(largest);
+}
+
+inline float fold_lanes(float x) {
+  for (ushort apart = INT4KV_UNIT / 2; apart > 0; apart /= 2) x = x + simd_shuffle_xor(x, apart);
+  return x;
+}
+
+// codes[] and the returned scale stand for the group; fp16 is finite or NaN, as format.h says.
+template <int U>
+inline half encode_group(const thread float* x, uint first, uint size, thread uint* codes) {
+  uint bits = largest_bits<U>(x, first, size);
+  bool broken = bits >= INT4KV_FP32_INF_BITS;
+  float largest = as_type<float>(bits);
+  float inverse = largest < INT4KV_TINY ? 0.0f : 1.0f / (largest * INT4KV_CLIP_STEP);
+  float sum = 0.0f;
+  int squares = 0;
+  for (uint u = 0; u < U; u++) {
+    if (u < first || u >= first + size) continue;
+    float level = clamp(floor(x[u] * inverse + 8.0f), 0.0f, 15.0f);
+    int code = broken ? INT4KV_NIBBLES / 2 : int(level), odd = 2 * code - 15;
+    float product = x[u] * float(odd);
+    sum = u == first ? product : sum + product;
+    squares += odd * odd;
+    codes[u] = uint(code);
+  }
+  half scale = half(2.0f * fold_lanes(sum) / float(simd_sum(squares)));
+  if (broken || !isfinite(scale)) return as_type<half>(ushort(INT4KV_FP16_NAN));
+  return inverse == 0.0f ? half(0.0f) : scale;
+}
+
+template <int U>
+inline void write_packed(
+    const thread float* x, constant Int4kvStored& stored, long codes_row, long scales_row, device uchar* codes, device half* scales,
+    uint lane) {
+  uint code[U], size = U / stored.groups;
+  for (uint g = 0; g < stored.groups; g++) {
+    half scale = encode_group<U>(x, g * size, size, code);
+    if (lane == 0) scales[scales_row + long(g) * stored.scales.channel] = scale;
+  }
+  for (uint u = 0; u < U; u++) {
+    uint high = simd_shuffle_xor(code[u], ushort(INT4KV_UNIT / 2));
+    if (lane < INT4KV_UNIT / 2) codes[codes_row + u * (INT4KV_UNIT / 2) + lane] = uchar(INT4KV_PACK(code[u], high));
+  }
+}
+
+template <int U>
+inline void quantize_row(
+    constant Int4kvQuantizeSide& side, const device void* x, device void* codes, device half* scales, device void* recent,
+    const device float* centre, const device float* rotation, uint batch, uint head, uint token, uint tokens, uint lane) {
+  float row[kMaxUnits];
+  load_row(x, side.x, row_offset(side.x, batch, head, token), U, lane, row);
+  if (side.has_centre) {
+    float mean[kMaxUnits];
+    load_row(centre, side.centre, row_offset(side.centre, batch, head, 0), U, lane, mean);
+    for (uint u = 0; u < U; u++) row[u] = row[u] - mean[u];
+  }
+  rotate(row, side.rotation, rotation, head, U, lane);
+  if (token + side.recent_rows >= tokens && side.recent_rows > 0) {
+    uint slot = (side.recent_first_slot + token) % side.recent_rows;
+    store_row(recent, side.recent, row_offset(side.recent, batch, head, slot), U, lane, row);
+  }
+  uint slot = slot_of(side.stored.first_slot, token, side.stored.capacity);
+  long codes_row = row_offset(side.stored.codes, batch, head, slot);
+  if (side.stored.groups > 0) {
+    long scales_row = row_offset(side.stored.scales, batch, head, slot);
+    write_packed<U>(row, side.stored, codes_row, scales_row, (device uchar*)codes, scales, lane);
+  } else {
+    store_row(codes, side.stored.codes, codes_row, U, lane, row);
+  }
+}
+
+template <int U>
+[[kernel]] void quantize(
+    const device void* k [[buffer(0)]], device void* k_codes [[buffer(1)]], device half* k_scales [[buffer(2)]],
+    device void* k_recent [[buffer(3)]], const device float* k_centre [[buffer(4)]], const device float* k_rotation [[buffer(5)]],
+    const device void* v [[buffer(6)]], device void* v_codes [[buffer(7)]], device half* v_scales [[buffer(8)]],
+    device void* v_recent [[buffer(9)]], const device float* v_centre [[buffer(10)]], const device float* v_rotation [[buffer(11)]],
+    constant Int4kvQuantize& p [[buffer(12)]], uint group [[threadgroup_position_in_grid]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  uint row = group % p.rows, token = row % p.tokens, head = row / p.tokens % p.heads, batch = row / p.tokens / p.heads;
+  if (group < p.rows) {
+    quantize_row<U>(p.k, k, k_codes, k_scales, k_recent, k_centre, k_rotation, batch, head, token, p.tokens, lane);
+  } else {
+    quantize_row<U>(p.v, v, v_codes, v_scales, v_recent, v_centre, v_rotation, batch, head, token, p.tokens, lane);
+  }
+}
+
+#define INT4KV_QUANTIZE(D, U) template [[host_name("quantize_" #D)]] [[kernel]] decltype(quantize<U>) quantize<U>;
+INT4KV_QUANTIZE(32, 1)
+INT4KV_QUANTIZE(64, 2)
+INT4KV_QUANTIZE(96, 3)
+INT4KV_QUANTIZE(128, 4)
+INT4KV_QUANTIZE(160, 5)
+INT4KV_QUANTIZE(192, 6)
+INT4KV_QUANTIZE(224, 7)
+INT4KV_QUANTIZE(256, 8)

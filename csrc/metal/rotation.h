@@ -1,0 +1,68 @@
+// y = R x of a row in registers (rows.h), by a randomised Hadamard rotation or a dense orthonormal matrix, and x = R^T y.
+// The Hadamard butterflies are 1, 2, 4, ... channels apart, in this order: it is part of the format. Up to 16 apart the partner
+// is another lane, beyond it another register. A dense product adds channel after channel.
+#ifndef INT4KV_METAL_ROTATION_H
+#define INT4KV_METAL_ROTATION_H
+
+#include "rows.h"
+
+inline void hadamard(thread float* x, uint units, uint lane, float norm) {
+  for (ushort apart = 1; apart < INT4KV_SIMD; apart *= 2) {
+    for (uint u = 0; u < kMaxUnits; u++) {
+      if (u >= units) continue;
+      float other = simd_shuffle_xor(x[u], apart);
+      x[u] = (lane & apart) ? other - x[u] : x[u] + other;
+    }
+  }
+  uint block = units & (0u - units);
+  for (uint apart = 1; apart < kMaxUnits; apart *= 2) {
+    for (uint u = 0; u < kMaxUnits; u++) {
+      if (apart >= block || u >= units || (u & apart)) continue;
+      float a = x[u], b = x[u + apart];
+      x[u] = a + b;
+      x[u + apart] = a - b;
+    }
+  }
+  for (uint u = 0; u < kMaxUnits; u++) x[u] *= norm;
+}
+
+inline void multiply_signs(thread float* x, const device float* signs, uint units, uint lane) {
+  for (uint u = 0; u < kMaxUnits; u++) {
+    if (u < units) x[u] *= signs[INT4KV_UNIT * u + lane];
+  }
+}
+
+// y[c] = sum over j of matrix[c * row + j * column] * x[j]
+inline void multiply_matrix(thread float* x, const device float* matrix, uint row, uint column, uint units, uint lane) {
+  float y[kMaxUnits] = {};
+  for (uint j = 0; j < kMaxUnits; j++) {
+    for (ushort i = 0; j < units && i < INT4KV_UNIT; i++) {
+      float value = simd_shuffle(x[j], i);
+      const device float* from = matrix + (INT4KV_UNIT * j + i) * column;
+      for (uint u = 0; u < kMaxUnits; u++) {
+        if (u < units) y[u] = y[u] + from[(INT4KV_UNIT * u + lane) * row] * value;
+      }
+    }
+  }
+  for (uint u = 0; u < kMaxUnits; u++) x[u] = y[u];
+}
+
+inline void rotate(thread float* x, constant Int4kvRotation& rotation, const device float* by, uint head, uint units, uint lane) {
+  if (rotation.kind == INT4KV_HADAMARD) {
+    multiply_signs(x, by, units, lane);
+    hadamard(x, units, lane, rotation.norm);
+  } else if (rotation.kind == INT4KV_DENSE) {
+    multiply_matrix(x, by + long(head) * rotation.head, INT4KV_UNIT * units, 1, units, lane);
+  }
+}
+
+inline void unrotate(thread float* x, constant Int4kvRotation& rotation, const device float* by, uint head, uint units, uint lane) {
+  if (rotation.kind == INT4KV_HADAMARD) {
+    hadamard(x, units, lane, rotation.norm);
+    multiply_signs(x, by, units, lane);
+  } else if (rotation.kind == INT4KV_DENSE) {
+    multiply_matrix(x, by + long(head) * rotation.head, 1, INT4KV_UNIT * units, units, lane);
+  }
+}
+
+#endif

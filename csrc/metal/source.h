@@ -1,0 +1,47 @@
+// Where tokens come from, for one batch row and KV head: packed codes with scales, or plain rows, in a ring.
+#ifndef INT4KV_METAL_SOURCE_H
+#define INT4KV_METAL_SOURCE_H
+
+#include "codes.h"
+
+struct Source {
+  const device uchar* codes;
+  const device half* scales;
+  long token_bytes, step, scale_token, scale_group;
+  uint groups, capacity, first_slot, type;
+  int origin;  // the token that is in first_slot
+
+  uint slot(int token) const {
+    return slot_of(first_slot, uint(token - origin), capacity);
+  }
+  const device uchar* row(int token) const {
+    return codes + long(slot(token)) * token_bytes;
+  }
+  float scale(int token, uint group) const {
+    return float(scales[long(slot(token)) * scale_token + long(group) * scale_group]);
+  }
+  // Of a plain row.
+  float channel(const device uchar* row, uint c) const {
+    return load(row, type, long(c) * step);
+  }
+};
+
+inline Source source_of(
+    constant Int4kvStored& stored, const device void* codes, const device half* scales, uint batch, uint head, int origin) {
+  Source s;
+  long size = stored.groups > 0 ? 1 : stored.codes.type == INT4KV_FLOAT32 ? 4 : 2;
+  s.codes = (const device uchar*)codes + row_offset(stored.codes, batch, head, 0) * size;
+  s.token_bytes = stored.codes.token * size;
+  s.step = stored.codes.channel;
+  s.type = stored.codes.type;
+  s.scales = scales + row_offset(stored.scales, batch, head, 0);
+  s.scale_token = stored.scales.token;
+  s.scale_group = stored.scales.channel;
+  s.groups = stored.groups;
+  s.capacity = stored.capacity;
+  s.first_slot = stored.first_slot;
+  s.origin = origin;
+  return s;
+}
+
+#endif

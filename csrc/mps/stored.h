@@ -1,0 +1,23 @@
+// Tensors of the ops as the kernels' parameters.
+#pragma once
+#include "../ops.h"
+#include "encoding.h"
+
+namespace int4kv {
+
+inline at::Tensor or_none(const OptionalTensor& x) {
+  return x ? *x : at::Tensor();
+}
+
+// A ring whose token `position` is the kernel's token 0.
+Int4kvStored stored_of(const at::Tensor& codes, const at::Tensor& scales, int64_t position);
+
+Int4kvRotation rotation_of(const OptionalTensor& rotation, int64_t head_dim);
+
+// [batch or 1, head, channel] as rows that every token and, if need be, every batch row shares.
+at::Tensor centre_rows(const OptionalTensor& centre, int64_t batch);
+
+// Codes are read 16 bytes at a time: a view that is not aligned so is copied.
+at::Tensor aligned_codes(const at::Tensor& codes);
+
+} // namespace int4kv
