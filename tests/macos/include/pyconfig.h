@@ -1,0 +1,42 @@
+// What CPython's headers ask of pyconfig.h, as its configure finds it on macOS arm64.
+#pragma once
+#define ALIGNOF_LONG 8
+#define ALIGNOF_SIZE_T 8
+#define SIZEOF__BOOL 1
+#define SIZEOF_DOUBLE 8
+#define SIZEOF_FLOAT 4
+#define SIZEOF_FPOS_T 8
+#define SIZEOF_INT 4
+#define SIZEOF_LONG 8
+#define SIZEOF_LONG_DOUBLE 8
+#define SIZEOF_LONG_LONG 8
+#define SIZEOF_OFF_T 8
+#define SIZEOF_PID_T 4
+#define SIZEOF_PTHREAD_KEY_T 8
+#define SIZEOF_PTHREAD_T 8
+#define SIZEOF_SHORT 2
+#define SIZEOF_SIZE_T 8
+#define SIZEOF_TIME_T 8
+#define SIZEOF_UINTPTR_T 8
+#define SIZEOF_VOID_P 8
+#define SIZEOF_WCHAR_T 4
+
+#define HAVE_BUILTIN_ATOMIC 1
+#define HAVE_CLOCK_GETTIME 1
+#define HAVE_DLOPEN 1
+#define HAVE_FORK 1
+#define HAVE_LANGINFO_H 1
+#define HAVE_PTHREAD_H 1
+#define HAVE_READLINK 1
+#define HAVE_REALPATH 1
+#define HAVE_SSIZE_T 1
+#define HAVE_STD_ATOMIC 1
+#define HAVE_SYS_SELECT_H 1
+#define HAVE_SYS_STAT_H 1
+#define HAVE_SYS_TIME_H 1
+#define HAVE_SYS_TYPES_H 1
+#define HAVE_UNISTD_H 1
+#define HAVE_WCHAR_H 1
+#define WITH_DOC_STRINGS 1
+#define WITH_FREELISTS 1
+#define WITH_PYMALLOC 1
