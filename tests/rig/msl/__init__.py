@@ -1,0 +1,1 @@
+"""Metal Shading Language on the CPU: translator, checks, compile driver and host."""

@@ -1,0 +1,100 @@
+"""The static cost of the Metal kernels: every hot loop is counted, and none has become dearer than it was."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "bench"))
+
+import llvm_ir  # noqa: E402
+import metal_cost  # noqa: E402
+import metal_ir  # noqa: E402
+
+pytestmark = pytest.mark.cpu_only
+
+# Issue slots of one code, optimistic and pessimistic, as counted with clang 19; a compiler may differ by SLACK.
+RECORDED = {
+    "attend_matrix_64": (12.2, 23.4),
+    "attend_matrix_128": (11.4, 20.3),
+    "attend_matrix_256": (11.1, 20.1),
+    "attend_simd_1_64": (4.6, 11.2),
+    "attend_simd_1_128": (4.7, 11.3),
+    "attend_simd_1_256": (4.7, 11.4),
+    "attend_simd_2_64": (6.2, 13.0),
+    "attend_simd_2_128": (6.3, 13.2),
+    "attend_simd_2_256": (6.4, 13.4),
+    "quantize_128": (81.5, 334.0),
+}
+SLACK = 1.02
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    output = tmp_path_factory.mktemp("cost") / "cost.json"
+    command = [sys.executable, ROOT / "bench" / "metal_cost.py", "--json", output]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(output.read_text())
+
+
+@pytest.fixture(scope="module")
+def loops(ran):
+    return {row["name"]: row for row in ran[1]["rows"]}
+
+
+def test_every_attend_kernel_is_counted(loops, tmp_path):
+    source = tmp_path / "int4kv.metal"
+    source.write_text(metal_ir.embed_metal.source())
+    kernels = {name for name in metal_ir.translate(source).host_names if name.startswith("attend")}
+    assert kernels == {row["kernel"] for row in loops.values()} - {metal_cost.QUANTIZE}
+    assert set(loops) == set(RECORDED)
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDED if name != metal_cost.QUANTIZE])
+def test_a_code_moves_the_bytes_of_the_format(loops, name):
+    codes_and_scale = 0.5 + 2 / loops[name]["head_dim"]
+    assert loops[name]["bytes_per_code"] == codes_and_scale
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_no_loop_is_dearer_than_recorded(loops, name):
+    for found, recorded in zip(loops[name]["slots_per_code"], RECORDED[name]):
+        assert found <= SLACK * recorded
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDED if name != metal_cost.QUANTIZE])
+def test_unpacking_is_counted(loops, name):
+    """Two codes take a shift, an `and`, an `or` and a half2 FMA."""
+    per_code = loops[name]["per_code"]
+    assert per_code["half"] == 1.0
+    assert per_code["integer"] >= 1.0
+    assert per_code["shift"] >= 0.5
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDED if "matrix" in name])
+def test_a_matrix_multiply_serves_two_codes_of_a_lane(loops, name):
+    assert loops[name]["per_code"]["matrix multiply"] == 0.5
+
+
+def test_the_expectation_is_a_range_and_called_a_model(ran):
+    printed, found = ran
+    assert "A model, not a measurement" in printed and "not a measurement" in found["kind"]
+    shares = [share for row in found["expected"] for share in row["bus_share"].values()]
+    assert len(shares) == len(metal_cost.LAYOUTS) * len(metal_cost.MACHINES)
+    assert all(0 < low < high <= 1 for low, high in shares)
+
+
+def test_what_cannot_be_counted_is_refused():
+    call = llvm_ir.Instruction("%1", "call", "float @llvm.sin.f32(float %0)")
+    with pytest.raises(ValueError, match="llvm.sin"):
+        llvm_ir.class_of(call)
+    private = llvm_ir.Instruction("%1", "load", "i32, ptr addrspace(5) %0, align 4")
+    with pytest.raises(ValueError, match="address space 5"):
+        llvm_ir.class_of(private)
+    with pytest.raises(ValueError, match="no loop reads codes"):
+        llvm_ir.hot_loop({"%entry": [llvm_ir.Instruction("", "ret", "void")]})
