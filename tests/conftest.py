@@ -1,77 +1,72 @@
-import warnings
+"""pytest --device cpu (default) or mps: the same tests for either. A test that cannot run is a failure, not a skip."""
+
+import os
+import sys
 
 import pytest
-import torch
-import transformers
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen2Config, Qwen2ForCausalLM
 
-import int4kv
-
-torch.set_num_threads(1)  # the models are tiny and two test processes share two cores
-transformers.logging.set_verbosity_error()
-warnings.filterwarnings("ignore")
-
-VOCAB = 300
-SPECIAL = dict(pad_token_id=0, eos_token_id=None, bos_token_id=None)
+NOT_ABOUT = {"cpu": "mps_only", "mps": "cpu_only"}
+ABOUT_SOURCES = ("test_build.py", "test_macos.py", "test_rig_*.py", "test_metal_kernels.py")  # run once, beside the CPU
+FOR_LINUX = ("test_macos.py", "test_rig_*.py", "test_metal_*.py")  # the rig and what it counts; a Mac has the real device
 
 
-def tiny_qwen2(seed=0, **overrides):
-    torch.manual_seed(seed)
-    shape = dict(vocab_size=VOCAB, hidden_size=128, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                 num_key_value_heads=2, max_position_embeddings=4096, initializer_range=0.12)
-    return finished(Qwen2ForCausalLM(Qwen2Config(**(shape | SPECIAL | overrides))))
+def pytest_addoption(parser):
+    parser.addoption("--device", choices=list(NOT_ABOUT), default="cpu", help="where the ops and models under test run")
 
 
-def tiny_gemma3(seed=0, **overrides):
-    torch.manual_seed(seed)
-    shape = dict(vocab_size=VOCAB, hidden_size=128, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
-                 layer_types=["sliding_attention", "full_attention", "sliding_attention"], num_key_value_heads=1, head_dim=64, max_position_embeddings=4096, sliding_window=24,
-                 query_pre_attn_scalar=64, initializer_range=0.12)
-    return finished(Gemma3ForCausalLM(Gemma3TextConfig(**(shape | SPECIAL | overrides))))
+def pytest_configure(config):
+    for device, marker in NOT_ABOUT.items():
+        config.addinivalue_line("markers", f"{marker}: not about the device {device}")
+    prepare(config.getoption("device"))
+    config.pluginmanager.import_plugin("tiny_models")  # not before: transformers asks torch for its devices when imported
 
 
-def finished(model):
-    """Greedy, endless generation unless a test asks otherwise."""
-    model.eval()
-    model.generation_config.pad_token_id = 0
-    model.generation_config.eos_token_id = None
-    model.generation_config.cache_implementation = None
-    return model
+def prepare(device):
+    """Make the device there is, before anything asks torch for it: without a Mac, mps is the emulated one of tests/rig."""
+    os.environ["INT4KV_DEVICE"] = device
+    emulated = device == "mps" and sys.platform != "darwin"
+    if emulated:
+        from rig import device as rig_device
+
+        rig_device.load()
+    import torch
+
+    import int4kv  # noqa: F401
+
+    if emulated:
+        rig_device.load_ops()
+    torch.set_num_threads(1)  # the models are tiny and two test processes share two cores
 
 
-def weaker(make):
-    """An assistant that often, not always, agrees with its model."""
-    model = make()
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for p in list(model.parameters())[3:8]:
-            p.add_(torch.randn(p.shape, generator=generator) * 0.02)
-    return model
+def pytest_report_header(config):
+    return f"device: {config.getoption('device')}"
 
 
-MAKERS = {"qwen2": tiny_qwen2, "gemma3": tiny_gemma3}
+def pytest_ignore_collect(collection_path, config):
+    left_out = ABOUT_SOURCES * (config.getoption("device") != "cpu") + FOR_LINUX * (sys.platform != "linux")
+    return True if any(collection_path.match(name) for name in left_out) else None
 
 
-def random_ids(batch, tokens, seed=1):
-    return torch.randint(1, VOCAB, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+def pytest_collection_modifyitems(config, items):
+    """Tests that are not about this device are no part of the run."""
+    marker = NOT_ABOUT[config.getoption("device")]
+    elsewhere = [item for item in items if item.get_closest_marker(marker)]
+    config.hook.pytest_deselected(items=elsewhere)
+    items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
 
-@pytest.fixture(params=list(MAKERS))
-def model(request):
-    """A tiny random model, patched by the test and unpatched afterwards; made once for all tests."""
-    found = _models.setdefault(request.param, MAKERS[request.param]())
-    yield found
-    if int4kv.is_patched(found):
-        int4kv.unpatch(found)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    return refuse_skip((yield))
 
 
-@pytest.fixture
-def assistant(model):
-    name = "qwen2" if isinstance(model, Qwen2ForCausalLM) else "gemma3"
-    found = _models.setdefault(name + " assistant", weaker(MAKERS[name]))
-    yield found
-    if int4kv.is_patched(found):
-        int4kv.unpatch(found)
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    return refuse_skip((yield))
 
 
-_models = {}
+def refuse_skip(report):
+    if report.skipped:
+        report.longrepr = f"{report.nodeid} was skipped, which counts as a failure: {report.longrepr}"
+        report.outcome = "failed"
+    return report

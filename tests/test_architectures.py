@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 import transformers
-from conftest import SPECIAL, VOCAB, finished, random_ids, tiny_qwen2
+from devices import on_device
+from tiny_models import SPECIAL, VOCAB, finished, random_ids, tiny_qwen2
 
 import int4kv
 
@@ -62,7 +63,7 @@ def test_gemma3_inside_the_multimodal_model():
     ids[:, 10:14] = 299
     mask = torch.ones_like(ids)
     ids[1, :6], mask[1, :6] = 0, 0
-    options = dict(attention_mask=mask, pixel_values=torch.randn(2, 3, 28, 28), token_type_ids=(ids == 299).long(),
+    options = dict(attention_mask=mask, pixel_values=on_device(torch.randn(2, 3, 28, 28)), token_type_ids=(ids == 299).long(),
                    do_sample=False, max_new_tokens=24)
     expected = model.generate(ids, **options)
     for prefill in ("exact", "packed"):

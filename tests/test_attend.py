@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from devices import DEVICE, on_cpu, on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_format import buffers
@@ -11,7 +12,8 @@ from test_format import buffers
 from int4kv import ops, reference
 from int4kv.rotation import hadamard_signs
 
-# Relative to the largest output. fp32: scores up to 60 rounded at 2^-24, before the exponential. fp16, bf16: one rounding of the output.
+# Relative to the largest output, the same on every device: scores are fp32 everywhere.
+# fp32: scores up to 60 rounded at 2^-24, before the exponential. fp16, bf16: one rounding of the output.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
@@ -21,8 +23,8 @@ class Stored:
     def __init__(self, batch, heads, head_dim, first, end, capacity, rows=0, group_size=None, seed=0, plain=False, logits=1.0):
         generator = torch.Generator().manual_seed(seed)
         self.k, self.v = (torch.randn(batch, heads, end - first, head_dim, generator=generator) for _ in range(2))
-        self.k = self.k * logits
-        self.signs, self.first, self.end = None if plain else hadamard_signs(head_dim), first, end
+        self.k, self.v = on_device((self.k * logits, self.v))
+        self.signs, self.first, self.end = None if plain else hadamard_signs(head_dim, DEVICE), first, end
         self.k_side, self.v_side = (self._side(batch, heads, head_dim, capacity, rows, group_size, plain) for _ in range(2))
         recent = dict(k_recent=self.k_side[2], v_recent=self.v_side[2]) if rows else {}
         for t in range(first, end, capacity):
@@ -33,7 +35,7 @@ class Stored:
     def _side(self, batch, heads, head_dim, capacity, rows, group_size, plain):
         side = buffers(batch, heads, capacity, head_dim, group_size, recent=rows)
         if plain:
-            side[:2] = [torch.zeros(batch, heads, capacity, head_dim), torch.zeros(batch, heads, capacity, 0, dtype=torch.float16)]
+            side[:2] = [torch.zeros(batch, heads, capacity, head_dim, device=DEVICE), side[1][..., :0]]
         return side
 
     @property
@@ -45,27 +47,33 @@ def check(stored, q, start, end, scale=None, **options):
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     options = stored.options | options
     ours = ops.attend(q, *stored.sides, start, end, scale, **options)
-    exact = reference.attend(q.double() if q.dtype == torch.float32 else q, *stored.sides, start, end, scale, dtype=torch.float64, **options)
     assert ours.dtype == q.dtype and ours.shape == q.shape
-    assert torch.equal(ours.isnan(), exact.isnan())
-    error = (ours.double() - exact.double()).abs().nan_to_num(0).max() / exact.double().abs().nan_to_num(0).max().clamp_min(1e-9)
-    assert error < TOLERANCE[q.dtype], error
+    q, sides, options = on_cpu((q, stored.sides, options))
+    exact_q = q.double() if q.dtype == torch.float32 else q
+    exact = reference.attend(exact_q, *sides, start, end, scale, dtype=torch.float64, **options)
+    assert_close(ours.cpu().double(), exact.double(), TOLERANCE[q.dtype])
     return ours
 
 
+def assert_close(ours, exact, tolerance):
+    assert torch.equal(ours.isnan(), exact.isnan())
+    error = (ours - exact).abs().nan_to_num(0).max() / exact.abs().nan_to_num(0).max().clamp_min(1e-9)
+    assert error < tolerance, error
+
+
 def queries(*shape, seed=9, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return on_device(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype))
 
 
 @pytest.mark.parametrize("head_dim", [32, 64, 96, 128, 256])
-@pytest.mark.parametrize("group", [1, 2, 3, 5, 6, 7, 8, 33])
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 6, 7, 8, 12, 33])
 def test_every_group_size_and_head_dim(head_dim, group):
     stored = Stored(2, 2, head_dim, 0, 90, 90)
     check(stored, queries(2, 2 * group, 1, head_dim), 0, 90)
     check(stored, queries(2, 2 * group, 5, head_dim), 0, 90)
 
 
-# kTile is 32 keys, kRows 32 rows, kMinSplit 256 keys: each and its neighbours.
+# On the CPU kTile is 32 keys, kRows 32 rows, kMinSplit 256 keys: each and its neighbours.
 @pytest.mark.parametrize("keys", [1, 2, 31, 32, 33, 63, 64, 65, 255, 256, 257, 511, 512, 513, 1100])
 @pytest.mark.parametrize("count", [1, 4, 31, 32, 33])
 def test_every_threshold(keys, count):
@@ -73,11 +81,61 @@ def test_every_threshold(keys, count):
     check(stored, queries(1, 2, min(count, keys), 64), 0, keys)
 
 
+# On mps a block has 1, 2 or 8 rows (heads of a group times queries), from 3 rows on another kernel takes over, a split has 256 keys.
+GROUPS = [1, 2, 3, 4, 5, 6, 7, 8, 12]
+COUNTS = [1, 2, 3, 4, 5, 8, 9, 17, 33, 70]
+LENGTHS = [1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 513, 1025]
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_route(group, head_dim):
+    """Every group, head_dim and count of queries; over all of these tests each count meets each length."""
+    first = 4 * GROUPS.index(group) + head_dim // 64
+    for i, count in enumerate(COUNTS):
+        keys, dtype = LENGTHS[(first + 3 * i) % len(LENGTHS)], list(TOLERANCE)[i % 3]
+        check(Stored(1, 1, head_dim, 5, 5 + keys, keys + 3), queries(1, group, count, head_dim, dtype=dtype), 5, 5 + keys)
+
+
+@pytest.mark.parametrize("keys, window", [(1024, 0), (5000, 0), (5000, 700), (5000, 30)])
+@pytest.mark.parametrize("group, head_dim", [(1, 64), (2, 96), (1, 256), (3, 128), (7, 128)])
+def test_long_sequences_are_split_among_cores(group, head_dim, keys, window):
+    stored = Stored(1, 1, head_dim, 0, keys, keys, rows=40)
+    check(stored, queries(1, group, 1, head_dim), 0, keys, window=window, recent_window=32)
+
+
+@pytest.mark.parametrize("group_size", [None, 32, 64])
+@pytest.mark.parametrize("head_dim, group, count", itertools.product([64, 128, 256], [1, 2, 4], [1, 5]))
+def test_every_number_of_scales(head_dim, group, count, group_size):
+    stored = Stored(2, 2, head_dim, 7, 77, 80, rows=20, group_size=group_size)
+    check(stored, queries(2, 2 * group, count, head_dim), 7, 77, recent_window=8)
+
+
+@pytest.mark.parametrize("head_dim, group, count", itertools.product([32, 96, 128, 256], [1, 2, 4], [1, 5]))
+def test_plain_rows(head_dim, group, count):
+    stored = Stored(2, 2, head_dim, 7, 77, 80, rows=20, plain=True)
+    check(stored, queries(2, 2 * group, count, head_dim), 7, 77, recent_window=8, window=50, softcap=10.0)
+
+
+@pytest.mark.parametrize("head_dim, group", itertools.product([32, 96, 128, 256], [1, 4]))
+def test_all_rules_at_every_head_dim(head_dim, group):
+    stored = Stored(2, 2, head_dim, 50, 140, 100, rows=60)
+    mask = on_device(torch.rand(2, 1, 6, 80, generator=torch.Generator().manual_seed(3)) > 0.3)
+    check(stored, queries(2, 2 * group, 6, head_dim), 60, 140, window=40, softcap=5.0, recent_window=8, mask=mask)
+
+
+@pytest.mark.parametrize("batch, heads, count", itertools.product([1, 2], [1, 6], [1, 5]))
+def test_every_broadcast_of_the_mask(batch, heads, count):
+    mask = on_device(torch.rand(batch, heads, count, 40, generator=torch.Generator().manual_seed(3)) > 0.4)
+    for group in (1, 3):
+        check(Stored(2, 2, 64, 0, 40, 40), queries(2, 2 * group, 5, 64), 0, 40, mask=mask[:, : 2 * group], causal=False)
+
+
 @pytest.mark.parametrize("causal, window, softcap, recent, masked, count", itertools.product(
     [True, False], [0, 7, 40], [0.0, 5.0], [0, 1, 8], [False, True], [1, 6, 40]))
 def test_every_rule_together(causal, window, softcap, recent, masked, count):
     stored = Stored(2, 2, 64, 50, 140, 100, rows=60)
-    mask = torch.rand(2, 1, count, 80, generator=torch.Generator().manual_seed(3)) > 0.3 if masked else None
+    mask = on_device(torch.rand(2, 1, count, 80, generator=torch.Generator().manual_seed(3)) > 0.3) if masked else None
     check(stored, queries(2, 6, count, 64), 60, 140, causal=causal, window=window, softcap=softcap, recent_window=recent, mask=mask)
 
 
@@ -96,7 +154,7 @@ def test_random_shapes(data):
     count, start = draw(st.integers(1, 50)), draw(st.integers(first, end))
     q = queries(batch, heads * draw(st.integers(1, 7)), count, head_dim, dtype=draw(st.sampled_from(list(TOLERANCE))))
     shape = [draw(st.sampled_from([1, n])) for n in (batch, q.shape[1], count)] + [end - start]
-    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) > 0.4 if draw(st.booleans()) else None
+    mask = on_device(torch.rand(shape, generator=torch.Generator().manual_seed(1)) > 0.4) if draw(st.booleans()) else None
     check(stored, q, start, end, mask=mask, causal=draw(st.booleans()), window=draw(st.sampled_from([0, 1, 13, 1000])),
           recent_window=draw(st.integers(0, 50)), softcap=draw(st.sampled_from([0.0, 3.0])))
 
@@ -118,14 +176,14 @@ def test_cache_views_with_offsets():
     assert torch.equal(ops.attend(q, *wide, 0, 70, 64**-0.5, **stored.options), expected)
 
 
-@pytest.mark.parametrize("logits", [1.0, 16.0, 60.0])
+@pytest.mark.parametrize("logits", [1.0, 16.0, 60.0, 1e4])
 def test_peaky_softmax(logits):
     check(Stored(1, 1, 128, 0, 600, 600, logits=logits), queries(1, 4, 1, 128), 0, 600, scale=1.0)
 
 
 def test_rows_that_see_nothing_are_zero():
     stored = Stored(2, 1, 64, 0, 40, 40, rows=8)
-    mask = torch.ones(2, 1, 3, 40, dtype=torch.bool)
+    mask = torch.ones(2, 1, 3, 40, dtype=torch.bool, device=DEVICE)
     mask[0, :, 1] = False
     out = check(stored, queries(2, 2, 3, 64), 0, 40, mask=mask, causal=False, recent_window=8)
     assert (out[0, :, 1] == 0).all() and (out[1, :, 1] != 0).any()
@@ -139,10 +197,24 @@ def test_nan_reaches_those_who_see_it_and_no_one_else(where):
     broken[0, 0, where] = float("nan")
     ops.quantize_kv(stored.k, broken, *stored.sides, 0, k_rotation=stored.signs, v_rotation=stored.signs,
                     k_recent=stored.k_side[2], v_recent=stored.v_side[2])
-    mask = torch.ones(1, 1, 2, 40, dtype=torch.bool)
+    mask = torch.ones(1, 1, 2, 40, dtype=torch.bool, device=DEVICE)
     mask[..., 0, where] = False
     out = check(stored, queries(1, 1, 2, 64), 0, 40, mask=mask, causal=False, recent_window=8)
     assert out[0, 0, 0].isfinite().all() and out[0, 0, 1].isnan().all()
+
+
+@pytest.mark.parametrize("group, count, window", [(1, 1, 0), (1, 1, 20), (3, 1, 20), (2, 5, 12), (4, 5, 0)])
+def test_what_lies_outside_is_not_read(group, count, window):
+    """NaN before start, before the window, in free slots and in the ring's stale rows."""
+    stored = Stored(1, 2, 64, 0, 70, 128, rows=40)
+    for t in stored.sides[1], stored.sides[3]:
+        t[:, :, :10], t[:, :, 70:] = float("nan"), float("nan")
+    for rows in stored.options["k_recent"], stored.options["v_recent"]:
+        rows[:, :, torch.arange(30, 70 - 8 - count) % 40] = float("nan")
+    if window:
+        for t in stored.sides[1], stored.sides[3]:
+            t[:, :, : 71 - count - window] = float("nan")
+    assert check(stored, queries(1, 2 * group, count, 64), 10, 70, window=window, recent_window=8).isfinite().all()
 
 
 def test_exact_rows_are_read_where_they_are_due():
@@ -150,18 +222,19 @@ def test_exact_rows_are_read_where_they_are_due():
     stored = Stored(1, 1, 32, 0, 30, 30, rows=16, plain=True)
     stored.v_side[0].fill_(0.0)
     stored.v_side[2].fill_(1.0)
-    out = ops.attend(torch.zeros(1, 1, 4, 32), *stored.sides, 0, 30, 1.0, recent_window=5, **stored.options)
+    out = ops.attend(torch.zeros(1, 1, 4, 32, device=DEVICE), *stored.sides, 0, 30, 1.0, recent_window=5, **stored.options)
     position = torch.arange(26, 30)
-    assert torch.allclose(out[0, 0, :, 0], 5.0 / (position + 1))
+    assert torch.allclose(out[0, 0, :, 0].cpu(), 5.0 / (position + 1))
 
 
 def test_empty_batches_and_queries():
     stored = Stored(1, 2, 64, 0, 8, 8)
-    assert ops.attend(torch.zeros(1, 4, 0, 64), *stored.sides, 0, 8, 1.0).shape == (1, 4, 0, 64)
+    assert ops.attend(torch.zeros(1, 4, 0, 64, device=DEVICE), *stored.sides, 0, 8, 1.0).shape == (1, 4, 0, 64)
     none = [t[:0] for t in stored.sides]
-    assert ops.attend(torch.zeros(0, 4, 1, 64), *none, 0, 8, 1.0).shape == (0, 4, 1, 64)
+    assert ops.attend(torch.zeros(0, 4, 1, 64, device=DEVICE), *none, 0, 8, 1.0).shape == (0, 4, 1, 64)
 
 
+@pytest.mark.cpu_only
 def test_threads_change_nothing_but_rounding():
     stored = Stored(1, 1, 128, 0, 2000, 2000)
     q, before = queries(1, 4, 1, 128), torch.get_num_threads()
@@ -201,4 +274,4 @@ def test_bad_input_is_named(change, error, message):
     names = ("k_codes", "k_scales", "v_codes", "v_scales")
     good = dict(q=torch.zeros(1, 2, 1, 64), start=0, end=8, scale=1.0) | dict(zip(names, stored.sides))
     with pytest.raises(error, match=message):
-        ops.attend(**(good | change))
+        ops.attend(**on_device(good | change))

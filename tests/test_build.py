@@ -25,7 +25,7 @@ def call(*arguments, **options):
 def test_build_facts():
     facts = int4kv.ops.build_info()
     assert facts["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert facts["backends"] == ("cpu",) and facts["openmp"] == (sys.platform == "linux")
+    assert "cpu" in int4kv.ops.backends() and facts["openmp"] == (sys.platform == "linux")
 
 
 def test_another_torch_minor_is_refused_in_one_sentence():

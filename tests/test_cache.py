@@ -4,9 +4,10 @@ import time
 
 import pytest
 import torch
+from devices import on_cpu, on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from conftest import random_ids, tiny_gemma3, tiny_qwen2
+from tiny_models import random_ids, tiny_gemma3, tiny_qwen2
 
 import int4kv
 from int4kv.attention import attend_chunk
@@ -17,7 +18,7 @@ from int4kv.reference import decode
 
 def chunk(tokens, batch=1, heads=2, head_dim=64, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, heads, tokens, head_dim, generator=generator), torch.randn(batch, heads, tokens, head_dim, generator=generator)
+    return on_device([torch.randn(batch, heads, tokens, head_dim, generator=generator) for _ in range(2)])
 
 
 def layer(sliding_window=None, **overrides):
@@ -35,7 +36,7 @@ def fill(target, k, v, sizes):
 def stored_keys(target, first, end):
     codes, scales = target.codes.tensors[:2]
     slots = torch.arange(first, end) % target.codes.capacity
-    return decode(codes[:, :, slots], scales[:, :, slots])
+    return decode(codes.cpu()[:, :, slots], scales.cpu()[:, :, slots])
 
 
 @pytest.mark.parametrize("window", [None, 1, 2, 24, 100])
@@ -64,18 +65,18 @@ def test_any_history_attends_to_what_it_should(data):
     """Updates, crops and reorders at random, exact storage: attention over the layer is attention over a plain list."""
     window = data.draw(st.sampled_from([None, 1, 5, 24, 70]))
     target = layer(window, bits=16, recent=data.draw(st.sampled_from([0, 3, 32])), prefill=data.draw(st.sampled_from(["exact", "packed"])))
-    k, v = torch.zeros(2, 2, 0, 32), torch.zeros(2, 2, 0, 32)
+    k, v = chunk(0, batch=2, head_dim=32)
     for turn in range(data.draw(st.integers(2, 8))):
         tokens = data.draw(st.sampled_from([1, 1, 2, 7, 31, 32, 33, 90]))
         new_k, new_v = chunk(tokens, batch=2, head_dim=32, seed=turn)
         k, v = torch.cat([k, new_k + 3.0], 2), torch.cat([v, new_v], 2)
         handed = target.update(k[:, :, -tokens:], v[:, :, -tokens:])[0]
-        q = torch.randn(2, 4, tokens, 32, generator=torch.Generator().manual_seed(turn))
+        q = on_device(torch.randn(2, 4, tokens, 32, generator=torch.Generator().manual_seed(turn)))
         p, t = torch.arange(k.shape[2] - tokens, k.shape[2])[:, None], torch.arange(k.shape[2])
         seen = (t <= p) & (t > p - (window or 10**6))
-        expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True)
+        expected = torch.nn.functional.scaled_dot_product_attention(*on_cpu((q, k, v)), seen, enable_gqa=True)
         if not handed.exact:
-            assert torch.allclose(attend_chunk(q, handed, None, 32**-0.5), expected, atol=2e-5)
+            assert torch.allclose(attend_chunk(q, handed, None, 32**-0.5).cpu(), expected, atol=2e-5)
         if data.draw(st.booleans()):
             taken = data.draw(st.integers(0, min(ROLLBACK, k.shape[2] - 1, tokens if window else k.shape[2])))
             target.crop(-taken)
@@ -254,6 +255,7 @@ def test_compression_of_a_sliding_layer(head_dim):
     assert row.bytes == int4kv.report(cache, 1000).layers[0].bytes
 
 
+@pytest.mark.cpu_only
 def test_update_costs_the_same_at_any_length():
     """No torch.cat: a token costs as much behind 32 thousand tokens as behind one thousand, medians of interleaved runs."""
     layers = {tokens: layer(max_cache_len=tokens + 200) for tokens in (1024, 32768)}

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 import torch
+from devices import DEVICE
 from typer.testing import CliRunner
 
-from int4kv import cli, demo, models
+from int4kv import cli, demo, models, selftest
 
 runner = CliRunner()
 
@@ -16,6 +17,7 @@ def run(*arguments):
     return subprocess.run([sys.executable, "-m", "int4kv.cli", *arguments], capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.cpu_only
 def test_info_names_backend_torch_and_device():
     done = run("info")
     assert done.returncode == 0
@@ -23,19 +25,52 @@ def test_info_names_backend_torch_and_device():
         assert fact in done.stdout
 
 
-@pytest.mark.parametrize("cache", ["int4", "fp"])
-def test_generate_streams_text_and_closes_with_speed_and_bytes(cache):
-    done = run("generate", "--model", "tiny-gemma3", "--prompt", "This module defines", "--cache", cache, "--max-new-tokens", "30")
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) > 10 and "Traceback" not in done.stderr
-    last = " ".join(done.stdout.split("\n30 tokens")[1].split())
+def generate(*options, model="tiny-gemma3", prompt="This module defines"):
+    return ["generate", "--model", model, "--prompt", prompt, "--device", DEVICE.type, *options]
+
+
+def check_streamed(stdout, cache):
+    assert len(stdout.split()) > 10
+    last = " ".join(stdout.split("\n30 tokens")[1].split())
     assert "tokens/s" in last and f"{cache} cache" in last and "bytes" in last
 
 
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("cache", ["int4", "fp"])
+def test_generate_streams_text_and_closes_with_speed_and_bytes(cache):
+    done = run(*generate("--cache", cache, "--max-new-tokens", "30"))
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    check_streamed(done.stdout, cache)
+
+
+@pytest.mark.mps_only
+@pytest.mark.parametrize("cache", ["int4", "fp"])
+def test_generate_on_the_device_that_was_asked_for(cache):
+    result = runner.invoke(cli.app, generate("--cache", cache, "--max-new-tokens", "30"))
+    assert result.exit_code == 0, result.output
+    check_streamed(result.stdout, cache)
+
+
 def test_sampling_is_reproducible():
-    arguments = ["generate", "--model", "tiny-qwen2", "--prompt", "def ", "--temperature", "0.8", "--max-new-tokens", "12", "--seed", "3"]
-    first, second = (runner.invoke(cli.app, arguments).stdout.split("\n12 tokens")[0] for _ in range(2))
+    options = ("--temperature", "0.8", "--max-new-tokens", "12", "--seed", "3")
+    results = [runner.invoke(cli.app, generate(*options, model="tiny-qwen2", prompt="def ")) for _ in range(2)]
+    assert [r.exit_code for r in results] == [0, 0]
+    first, second = (r.stdout.split("\n12 tokens")[0] for r in results)
     assert first == second
+
+
+def test_selftest_finds_every_kernel_right():
+    result = runner.invoke(cli.app, ["selftest", "--device", DEVICE.type], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count(" ok ") >= 8 and "WRONG" not in result.stdout
+
+
+def test_selftest_tells_a_wrong_kernel(monkeypatch):
+    findings = [selftest.Finding("merge", "error", 1, {1e-5: 0.1})]
+    monkeypatch.setattr(selftest, "run", lambda device, tell: findings)
+    result = runner.invoke(cli.app, ["selftest", "--device", DEVICE.type], env={"COLUMNS": "200"})
+    assert result.exit_code == 2 and "WRONG" in result.stdout
+    assert "a kernel is wrong on this device" in result.stderr
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -54,8 +89,9 @@ def test_mistakes_are_told_in_one_sentence(arguments, message):
 def test_demo_prints_a_table_and_writes_a_plot(tmp_path, monkeypatch):
     """Small settings; make demo runs the real ones."""
     monkeypatch.setattr(demo, "CONTEXTS", (1024, 2048, 4096))
+    monkeypatch.setattr(demo, "STEPS", 3)
     monkeypatch.setattr(demo, "measure_quality", short_quality)
-    result = runner.invoke(cli.app, ["demo", "--plot", str(tmp_path / "plot.png")])
+    result = runner.invoke(cli.app, ["demo", "--device", DEVICE.type, "--plot", str(tmp_path / "plot.png")])
     assert result.exit_code == 0, result.output
     for name in models.NAMES:
         assert name in result.stdout

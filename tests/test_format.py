@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import on_cpu, on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,11 +21,11 @@ def buffers(batch, heads, capacity, head_dim, group_size=None, recent=0):
     groups = head_dim // (group_size or head_dim)
     made = [torch.zeros(batch, heads, capacity, head_dim // 2, dtype=torch.uint8),
             torch.zeros(batch, heads, capacity, groups, dtype=torch.float16)]
-    return made + [torch.zeros(batch, heads, recent, head_dim, dtype=torch.float16)] if recent else made
+    return on_device(made + [torch.zeros(batch, heads, recent, head_dim, dtype=torch.float16)] if recent else made)
 
 
 def same_bits(a, b):
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+    return torch.equal(*(t.cpu().contiguous().view(torch.uint8) for t in (a, b)))
 
 
 def test_nibbles_lie_as_drawn():
@@ -48,9 +49,9 @@ def test_known_vector():
     """Written down by hand: channels -7.5 .. 7.5 twice; the clip saturates the outer codes, least squares sets the scale."""
     x = torch.cat([torch.arange(16) - 7.5] * 2).view(1, 1, 1, 32)
     codes, scales = buffers(1, 1, 1, 32)
-    ops.quantize(x, codes, scales, 0)
+    ops.quantize(on_device(x), codes, scales, 0)
     expected = torch.tensor([0, 0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 12, 13, 14, 15, 15], dtype=torch.uint8)
-    assert torch.equal(reference.unpack(codes).flatten(), expected.repeat(2))
+    assert torch.equal(reference.unpack(codes.cpu()).flatten(), expected.repeat(2))
     levels = expected.double() - 7.5
     best = (x.flatten()[:16].double() @ levels) / (levels @ levels)
     assert scales.item() == best.half().item()
@@ -84,16 +85,17 @@ def test_codes_and_scales_are_the_references_bits(
     options = dict(rotation=hadamard_signs(head_dim) if rotated else None,
                    centre=torch.randn(batch, heads, head_dim, generator=generator) * magnitude if centred else None)
     ours, theirs = (buffers(batch, heads, tokens + spare, head_dim, group, recent=7) for _ in range(2))
-    ops.quantize(x, *ours[:2], position, recent=ours[2], **options)
+    theirs, options_here = on_cpu(theirs), on_device(options)
+    ops.quantize(on_device(x), *ours[:2], position, recent=ours[2], **options_here)
     reference.quantize(x, *theirs[:2], position, recent=theirs[2], **options)
     assert all(same_bits(a, b) for a, b in zip(ours, theirs))
-    read = [module.dequantize(*ours[:2], position, position + tokens, head_dim, **options) for module in (ops, reference)]
-    assert same_bits(*read)
+    read = ops.dequantize(*ours[:2], position, position + tokens, head_dim, **options_here)
+    assert same_bits(read, reference.dequantize(*theirs[:2], position, position + tokens, head_dim, **options))
 
 
 def test_error_is_that_of_a_16_level_quantiser():
     """On Gaussian rows the mid-rise code with a refitted scale loses 1.2 % of the energy at most (head_dim 128)."""
-    x = torch.randn(1, 1, 2000, 128, generator=torch.Generator().manual_seed(0))
+    x = on_device(torch.randn(1, 1, 2000, 128, generator=torch.Generator().manual_seed(0)))
     codes, scales = buffers(1, 1, 2000, 128)
     ops.quantize(x, codes, scales, 0)
     error = ops.dequantize(codes, scales, 0, 2000, 128) - x

@@ -7,7 +7,8 @@ import io
 import pytest
 import torch
 import transformers
-from conftest import random_ids
+from devices import DEVICE
+from tiny_models import random_ids
 
 import int4kv
 
@@ -23,7 +24,7 @@ def greedy(model, ids, **options):
 
 
 def padded_batch():
-    ids, mask = random_ids(3, 40), torch.ones(3, 40, dtype=torch.long)
+    ids, mask = random_ids(3, 40), torch.ones(3, 40, dtype=torch.long, device=DEVICE)
     mask[0, :13], mask[2, :5] = 0, 0
     return ids.masked_fill(mask == 0, 0), mask
 
@@ -107,7 +108,7 @@ def crop_and_repeat(m, ids, assistant):
     with torch.no_grad():
         cache = m(ids[:, :-1], use_cache=True).past_key_values
         for token in (5, 6, 7, 8):
-            m(torch.tensor([[token]]), past_key_values=cache)
+            m(torch.tensor([[token]], device=DEVICE), past_key_values=cache)
     take_back(cache, 4, cache.get_seq_length())
     return greedy(m, ids, past_key_values=cache)
 
@@ -209,5 +210,5 @@ def test_half_precision_models(model, dtype):
 
 
 def test_autocast_mixes_dtypes(model):
-    with int4kv.patched(model), torch.autocast("cpu", dtype=torch.bfloat16):
+    with int4kv.patched(model), torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         assert greedy(model, random_ids(1, 40), max_new_tokens=12).shape == (1, 52)

@@ -7,7 +7,8 @@ import weakref
 import pytest
 import torch
 import transformers
-from conftest import random_ids, tiny_gemma3, tiny_qwen2
+from devices import DEVICE
+from tiny_models import random_ids, tiny_gemma3, tiny_qwen2
 from transformers.cache_utils import DynamicCache
 
 import int4kv
@@ -58,7 +59,7 @@ def test_a_bad_config_changes_nothing():
 def test_plain_forward_makes_a_cache(model):
     with int4kv.patched(model), torch.no_grad():
         assert isinstance(model(random_ids(1, 5)).past_key_values, int4kv.Int4Cache)
-        assert isinstance(model(random_ids(1, 5), torch.ones(1, 5)).past_key_values, int4kv.Int4Cache)
+        assert isinstance(model(random_ids(1, 5), torch.ones(1, 5, device=DEVICE)).past_key_values, int4kv.Int4Cache)
         assert model(random_ids(1, 5), use_cache=False).past_key_values is None
 
 
@@ -156,9 +157,11 @@ def test_a_cache_with_another_config_keeps_its_own():
 def test_a_mask_of_the_wrong_length_is_refused(model):
     with int4kv.patched(model), torch.no_grad():
         cache = model(random_ids(1, 20)).past_key_values
-        chunk = cache.layers[-1].update(*(torch.zeros(1, cache.layers[-1].num_heads, 1, cache.layers[-1].head_dim),) * 2)[0]
+        last = cache.layers[-1]
+        chunk = last.update(*(torch.zeros(1, last.num_heads, 1, last.head_dim, device=DEVICE),) * 2)[0]
+        query, mask = torch.zeros(1, 4, 1, last.head_dim, device=DEVICE), torch.ones(1, 1, 1, 3, dtype=torch.bool, device=DEVICE)
         with pytest.raises(ValueError, match="attention_mask covers 3 keys; accepted: the 21"):
-            int4kv_attention(model, torch.zeros(1, 4, 1, chunk.k.shape[-1]), chunk, chunk, torch.ones(1, 1, 1, 3, dtype=torch.bool))
+            int4kv_attention(model, query, chunk, chunk, mask)
 
 
 def test_unknown_attention_terms_are_refused():

@@ -1,12 +1,14 @@
 """The promise on quality: the bundled models on held-out text, decoding one token at a time up to a context of 2048.
 
-Eight windows of it here, for time; bench/quality.py reads as many as asked for.
+Eight windows of it here, for time; bench/quality.py reads as many as asked for. What the recipe is worth is measured on the
+CPU: codes are the same bits on every device, and reading them agrees within the tolerance of test_attend.py.
 """
 
 from pathlib import Path
 
 import pytest
 import torch
+from devices import DEVICE
 
 import int4kv
 from int4kv import models
@@ -19,9 +21,9 @@ LARGEST_KL = {"tiny-qwen2": 0.004, "tiny-gemma3": 0.003}
 LARGEST_CHANGE = 0.005
 
 
-def held_out(name, count=8):
-    model, tokenizer = models.load(name)
-    return model, windows(tokenizer, TEXT, 2048, count)
+def held_out(name, count=8, device=DEVICE):
+    model, tokenizer = models.load(name, device)
+    return model, windows(tokenizer, TEXT, 2048, count).to(device)
 
 
 def test_the_held_out_text_is_long_enough():
@@ -29,6 +31,7 @@ def test_the_held_out_text_is_long_enough():
     assert len(tokenizer(TEXT, verbose=False)["input_ids"]) >= 40_000
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("name", models.NAMES)
 def test_four_bits_are_enough(name):
     model, ids = held_out(name)
@@ -38,6 +41,7 @@ def test_four_bits_are_enough(name):
     assert abs(found.change) < LARGEST_CHANGE and found.kl < LARGEST_KL[name]
 
 
+@pytest.mark.cpu_only
 def test_plain_int4_is_not():
     """What large key biases do to abs-max int4: the failure that centring removes."""
     model, ids = held_out("tiny-qwen2", 4)
@@ -46,6 +50,7 @@ def test_plain_int4_is_not():
     assert found.perplexity > 100 * found.fp_perplexity
 
 
+@pytest.mark.cpu_only
 def test_each_part_of_the_recipe_earns_its_place():
     model, ids = held_out("tiny-qwen2", 2)
     kl = {}
@@ -54,6 +59,30 @@ def test_each_part_of_the_recipe_earns_its_place():
             kl[part] = quality(model, ids[:, :512], int4kv.Int4Cache(model.config, **without)).kl
     print(f"\n{kl}")
     assert kl["recent"] > 1.5 * kl["whole"] and kl["rotation"] > 1.1 * kl["whole"] and kl["centre"] > 100 * kl["whole"]
+
+
+def continued(name, device):
+    model, ids = held_out(name, 1, device)
+    with int4kv.patched(model):
+        return model.generate(ids[:, :300], do_sample=False, max_new_tokens=48)
+
+
+@pytest.mark.mps_only
+@pytest.mark.parametrize("name", models.NAMES)
+def test_a_model_continues_a_text_as_on_the_cpu(name):
+    assert torch.equal(continued(name, DEVICE).cpu(), continued(name, "cpu"))
+
+
+@pytest.mark.mps_only
+@pytest.mark.parametrize("name", models.NAMES)
+def test_quality_is_that_of_the_cpu(name):
+    """Token by token, so that every step reads the codes; the two differ by rounding and by the codes that it flips."""
+    found = []
+    for device in (DEVICE, "cpu"):
+        model, ids = held_out(name, 1, device)
+        with int4kv.patched(model):
+            found.append(quality(model, ids[:, :200], int4kv.Int4Cache(model.config)))
+    assert found[0].kl == pytest.approx(found[1].kl, rel=0.02), found
 
 
 def test_packed_forward_equals_token_by_token():

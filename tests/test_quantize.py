@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from devices import DEVICE, on_cpu, on_device
 from test_format import buffers, same_bits
 
 from int4kv import ops, reference
@@ -9,7 +10,7 @@ from int4kv.rotation import hadamard_signs
 
 
 def rows(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return on_device(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)))
 
 
 def test_only_the_slots_of_the_tokens_are_written():
@@ -21,7 +22,7 @@ def test_only_the_slots_of_the_tokens_are_written():
 
 
 def test_wrapping_around_equals_one_token_at_a_time():
-    x, signs = rows(1, 2, 23, 128), hadamard_signs(128)
+    x, signs = rows(1, 2, 23, 128), hadamard_signs(128, DEVICE)
     whole, single = buffers(1, 2, 9, 128, recent=5), buffers(1, 2, 9, 128, recent=5)
     for t in range(0, 23, 9):
         ops.quantize(x[:, :, t : t + 9], *whole[:2], t, rotation=signs, recent=whole[2])
@@ -31,11 +32,11 @@ def test_wrapping_around_equals_one_token_at_a_time():
 
 
 def test_recent_rows_are_the_centred_rotated_input():
-    x, centre, signs = rows(1, 2, 6, 64), rows(1, 2, 64, seed=1), hadamard_signs(64)
+    x, centre, signs = rows(1, 2, 6, 64), rows(1, 2, 64, seed=1), hadamard_signs(64, DEVICE)
     codes, scales, recent = buffers(1, 2, 6, 64, recent=4)
     ops.quantize(x, codes, scales, 10, centre=centre, rotation=signs, recent=recent)
-    expected = reference.transform(x, centre, signs)[:, :, 2:].half()
-    assert torch.equal(recent[:, :, [12 % 4, 13 % 4, 14 % 4, 15 % 4]], expected)
+    expected = reference.transform(*on_cpu((x, centre, signs)))[:, :, 2:].half()
+    assert torch.equal(recent.cpu()[:, :, [12 % 4, 13 % 4, 14 % 4, 15 % 4]], expected)
 
 
 def test_any_strides_and_offsets():
@@ -43,7 +44,7 @@ def test_any_strides_and_offsets():
     views = [x.transpose(1, 2).contiguous().transpose(1, 2), x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
              torch.cat([x, x], 1)[:, 3:], torch.stack([x, x], -1)[..., 1], x[:1].expand(2, -1, -1, -1)]
     for view in views:
-        plain, strided = buffers(2, 3, 8, 128), [torch.zeros(2, 5, 20, t.shape[3], dtype=t.dtype)[:, 2:, 3:19:2] for t in buffers(2, 3, 8, 128)]
+        plain, strided = buffers(2, 3, 8, 128), [t.new_zeros(2, 5, 20, t.shape[3])[:, 2:, 3:19:2] for t in buffers(2, 3, 8, 128)]
         ops.quantize(view.contiguous(), *plain, 0)
         ops.quantize(view, *strided, 0)
         assert all(same_bits(a, b) for a, b in zip(plain, strided))
@@ -51,13 +52,13 @@ def test_any_strides_and_offsets():
 
 def test_plain_rows_are_stored_as_they_are():
     x = rows(1, 2, 5, 64)
-    stored = torch.zeros(1, 2, 8, 64)
-    ops.quantize(x, stored, torch.zeros(1, 2, 8, 0, dtype=torch.float16), 2)
+    stored = torch.zeros(1, 2, 8, 64, device=DEVICE)
+    ops.quantize(x, stored, torch.zeros(1, 2, 8, 0, dtype=torch.float16, device=DEVICE), 2)
     assert torch.equal(stored[:, :, 2:7], x)
 
 
 def test_quantize_kv_is_two_quantizes():
-    k, v, centre, signs = rows(2, 2, 7, 64), rows(2, 2, 7, 64, seed=1).bfloat16(), rows(1, 2, 64), hadamard_signs(64)
+    k, v, centre, signs = rows(2, 2, 7, 64), rows(2, 2, 7, 64, seed=1).bfloat16(), rows(1, 2, 64), hadamard_signs(64, DEVICE)
     both, apart = buffers(2, 2, 9, 64, recent=4) + buffers(2, 2, 9, 64, recent=4), buffers(2, 2, 9, 64, recent=4) + buffers(2, 2, 9, 64, recent=4)
     ops.quantize_kv(k, v, both[0], both[1], both[3], both[4], 3, k_centre=centre, k_rotation=signs, v_rotation=signs,
                     k_recent=both[2], v_recent=both[5])
@@ -66,7 +67,7 @@ def test_quantize_kv_is_two_quantizes():
     assert all(same_bits(a, b) for a, b in zip(both, apart))
 
 
-@pytest.mark.parametrize("rotation", [None, hadamard_signs(64)])
+@pytest.mark.parametrize("rotation", [None, hadamard_signs(64, DEVICE)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_nan_and_infinity_stay_nan_in_their_row(value, rotation):
     x = rows(1, 2, 5, 64)
@@ -83,12 +84,12 @@ def test_nan_and_infinity_stay_nan_in_their_row(value, rotation):
 
 def test_a_scale_beyond_fp16_becomes_nan():
     codes, scales = buffers(1, 1, 1, 32)
-    ops.quantize(torch.full((1, 1, 1, 32), 1e9), codes, scales, 0)
+    ops.quantize(torch.full((1, 1, 1, 32), 1e9, device=DEVICE), codes, scales, 0)
     assert scales.isnan().all()
 
 
 def test_zero_and_tiny_rows_become_zero():
-    x = torch.zeros(1, 1, 3, 32)
+    x = torch.zeros(1, 1, 3, 32, device=DEVICE)
     x[0, 0, 1], x[0, 0, 2] = 1e-35, 1e-42
     codes, scales = buffers(1, 1, 3, 32)
     ops.quantize(x, codes, scales, 0)
@@ -98,7 +99,7 @@ def test_zero_and_tiny_rows_become_zero():
 @pytest.mark.parametrize("shape", [(0, 2, 3, 64), (2, 0, 3, 64), (2, 2, 0, 64)])
 def test_empty_input_writes_nothing(shape):
     codes, scales = buffers(shape[0], shape[1], 4, 64)
-    ops.quantize(torch.zeros(shape), codes, scales, 0)
+    ops.quantize(torch.zeros(shape, device=DEVICE), codes, scales, 0)
     assert ops.dequantize(codes, scales, 0, 0, 64).shape == (*shape[:2], 0, 64)
 
 
@@ -110,16 +111,15 @@ BAD = [
     (dict(x=torch.zeros(1, 1, 2, 64)), ValueError, r"codes has 16 bytes for head_dim 64; accepted are 32 \(4 bits\)"),
     (dict(x=torch.zeros(2, 1, 2, 32)), ValueError, r"x has shape \[2, 1, 2, 32\]; accepted are the batch and head sizes"),
     (dict(x=torch.zeros(1, 1, 5, 32)), ValueError, "x has 5 tokens; accepted are up to the capacity, 4"),
-    (dict(x=torch.zeros(1, 1, 2, 32, device="meta")), Exception, "x is on meta|codes|device"),
     (dict(codes=torch.zeros(1, 1, 4, 16, dtype=torch.int8)), TypeError, "codes has dtype Char"),
-    (dict(codes=torch.zeros(1, 1, 4, 32, dtype=torch.uint8)[..., ::2]), ValueError, "codes has stride 2"),
+    (dict(codes=torch.zeros(1, 1, 16, 4, dtype=torch.uint8).mT), ValueError, "codes has stride 4"),
     (dict(scales=torch.zeros(1, 1, 4, 1)), TypeError, "scales has dtype Float; accepted is float16"),
     (dict(scales=torch.zeros(1, 1, 3, 1, dtype=torch.float16)), ValueError, "scales has capacity 3"),
     (dict(scales=torch.zeros(1, 1, 4, 2, dtype=torch.float16)), ValueError, "scales has 2 groups for head_dim 32"),
     (dict(position=-1), ValueError, "position is -1; accepted is 0 or more"),
     (dict(centre=torch.zeros(1, 32)), ValueError, r"centre has shape \[1, 32\]"),
     (dict(centre=torch.zeros(1, 1, 32).half()), TypeError, "centre has dtype Half"),
-    (dict(rotation=torch.ones(64)), ValueError, r"rotation has shape \[64\]; accepted is \[32\]"),
+    (dict(rotation=torch.ones(64)), ValueError, r"rotation has shape \[64\]; accepted are \[32\]"),
     (dict(recent=torch.zeros(1, 1, 0, 32)), ValueError, "recent has shape"),
     (dict(codebook="lloyd9"), ValueError, "codebook is 'lloyd9'; accepted is 'uniform'"),
 ]
@@ -131,15 +131,21 @@ def test_bad_input_is_named_before_anything_is_written(change, error, message):
     good = dict(x=torch.ones(1, 1, 2, 32), codes=codes, scales=scales, position=0, centre=None, rotation=None, recent=None,
                 codebook="uniform")
     with pytest.raises(error, match=message):
-        ops.quantize(**(good | change))
+        ops.quantize(**on_device(good | change))
     assert (codes == 0).all() and (scales == 0).all()
+
+
+def test_tensors_of_two_devices_are_refused():
+    codes, scales = buffers(1, 1, 4, 32)
+    with pytest.raises(ValueError, match="x is on meta; accepted is (cpu|mps:0), where the other tensors are"):
+        ops.quantize(torch.zeros(1, 1, 2, 32, device="meta"), codes, scales, 0)
 
 
 def test_quantize_kv_checks_both_before_writing_either():
     k_codes, k_scales = buffers(1, 1, 4, 32)
     v_codes, v_scales = buffers(1, 1, 4, 32)
     with pytest.raises(TypeError, match="v has dtype Int"):
-        ops.quantize_kv(torch.ones(1, 1, 1, 32), torch.ones(1, 1, 1, 32).int(), k_codes, k_scales, v_codes, v_scales, 0)
+        ops.quantize_kv(*on_device((torch.ones(1, 1, 1, 32), torch.ones(1, 1, 1, 32).int())), k_codes, k_scales, v_codes, v_scales, 0)
     assert (k_scales == 0).all()
 
 

@@ -35,6 +35,11 @@ REJECTED = {
     "try": ("inline int f() {\n@try { return 1; } catch (...) { return 2; } }", "no try"),
     "throw": ("inline int f() {\n@throw 1;\n}", "no throw"),
     "virtual": ("struct S {\n@virtual void f();\n};", "no virtual"),
+    "keyword": ("inline int f(int x) {\n@int fragment = x;\nreturn fragment; }", "fragment is a keyword of Metal"),
+    "long long": ("inline int f(int x) {\n@return int((long long)x); }", "no long long"),
+    "noexcept": ("@inline int f() noexcept { return 1; }", "no noexcept"),
+    "temporary fragment": ("inline void f(thread simdgroup_float8x8& d) {\n@simdgroup_multiply_accumulate(d, d, d, "
+                           "make_filled_simdgroup_matrix<float, 8>(0.0f)); }", "no matching function"),
     "std": ("inline int f() {\n@return std::min(1, 2); }", "no std::"),
     "C++ header": ("@#include <vector>", "file not found"),
     "bytes": ("// fine\n@// caf\u00e9\n", "non-ASCII"),

@@ -13,15 +13,9 @@
 // K's scale multiplies the score, V's the weight. P is transposed through threadgroup memory, once a tile.
 // Registers, head_dim 128: 32 for o, 16 and 16 for the words of a tile, 8 for S; at 256 B is 2: 64, 16, 16, 4.
 #include "attend.h"
-#include "fragments.h"
-#include "source.h"
+#include "tiles.h"
 
 constant constexpr uint kColumns = INT4KV_COLUMNS;
-
-// A lane's place in the fragments, and the columns it holds scores of: (row, column) and (row, column + 1).
-struct Place {
-  uint lane, row, column, quarter;
-};
 
 struct Columns {
   float maximum[2], sum[2];
@@ -47,109 +41,11 @@ inline void lay_out_queries(threadgroup float* rows, uint simdgroup, uint lane) 
     uint column = simdgroup + n * INT4KV_SIMDGROUPS;
     for (uint u = 0; u < D / INT4KV_UNIT; u++) {
       uint word = kWordsPerUnit * u + lane % 16 / 4, t = (lane & 1) * 2 + lane / 16, e = (lane >> 1) & 1;
-      uint fragment = word % (D / 32) * kPairs + t, row = word / (D / 32) * 2 + e;
-      rows[(32 * fragment + fragment_lane(row, column & 6)) * 2 + (column & 1)] = x[n][u];
+      uint index = word % (D / 32) * kPairs + t, row = word / (D / 32) * 2 + e;
+      rows[(32 * index + fragment_lane(row, column & 6)) * 2 + (column & 1)] = x[n][u];
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-}
-
-// The words of this lane's quarter of B tokens, a block apart.
-template <int D, int B>
-inline void load_words(thread const Source& source, int tile, int last, Place at, thread uint* words) {
-  constexpr int W = D / 32;
-  for (int b = 0; b < B; b++) {
-    const device uchar* row = source.row(min(tile + 8 * b + int(at.row), last - 1)) + at.quarter * (W * 4);
-    if (W % 4 == 0) {
-      for (int w = 0; w < W / 4; w++) {
-        uint4 four = ((const device uint4*)row)[w];
-        for (int i = 0; i < 4; i++) words[b * W + 4 * w + i] = four[i];
-      }
-    } else {
-      uint2 two = *(const device uint2*)row;
-      words[b * W] = two.x;
-      words[b * W + 1] = two.y;
-    }
-  }
-}
-
-template <int D, int B>
-inline void score_codes(const thread uint* words, const threadgroup float2* queries, uint lane, thread Fragment* score) {
-  constexpr int W = D / 32;
-  for (int b = 0; b < B; b++) score[b] = fragment_of(0.0f, 0.0f);
-  for (int w = 0; w < W; w++) {
-    for (uint t = 0; t < kPairs; t++) {
-      float2 pair = queries[32 * (kPairs * w + t) + lane];
-      Fragment query = fragment_of(pair.x, pair.y);
-      for (int b = 0; b < B; b++) {
-        half2 level = level_pair(words[b * W + w], t);
-        simdgroup_multiply_accumulate(score[b], fragment_of(float(level.x), float(level.y)), query, score[b]);
-      }
-    }
-  }
-}
-
-template <int D, int B>
-inline void add_codes(const thread uint* words, const threadgroup float* weights, Place at, thread Fragment* o) {
-  constexpr int W = D / 32;
-  for (int b = 0; b < B; b++) {
-    float2 pair = *(const threadgroup float2*)(weights + at.row * (8 * B + 4) + 8 * b + at.column);
-    Fragment weight = fragment_of(pair.x, pair.y);
-    for (int w = 0; w < W; w++) {
-      for (uint t = 0; t < kPairs; t++) {
-        half2 level = level_pair(words[b * W + w], t);
-        simdgroup_multiply_accumulate(o[kPairs * w + t], weight, fragment_of(float(level.x), float(level.y)), o[kPairs * w + t]);
-      }
-    }
-  }
-}
-
-// Plain rows in place of codes: the newest tokens, so it is written to be short.
-template <int D>
-inline Fragment plain_fragment(thread const Source& source, const device uchar* row, uint quarter, int w, uint t) {
-  uint word = quarter * (D / 32) + w;
-  return fragment_of(source.channel(row, channel_of(word, t, 0)), source.channel(row, channel_of(word, t, 1)));
-}
-
-template <int D, int B>
-inline void score_plain(
-    thread const Source& source, int tile, int last, const threadgroup float2* queries, Place at, thread Fragment* score) {
-  for (int b = 0; b < B; b++) {
-    const device uchar* row = source.row(min(tile + 8 * b + int(at.row), last - 1));
-    score[b] = fragment_of(0.0f, 0.0f);
-    for (int w = 0; w < D / 32; w++) {
-      for (uint t = 0; t < kPairs; t++) {
-        float2 pair = queries[32 * (kPairs * w + t) + at.lane];
-        simdgroup_multiply_accumulate(
-            score[b], plain_fragment<D>(source, row, at.quarter, w, t), fragment_of(pair.x, pair.y), score[b]);
-      }
-    }
-  }
-}
-
-// 1, or NaN when a value row holds a NaN or an infinity: a fragment of it would reach the columns that do not see the token.
-template <int D>
-inline float plain_scale(thread const Source& source, const device uchar* row, uint quarter) {
-  float probe = 0.0f;
-  for (int c = 0; c < D / 4; c++) probe = fma(source.channel(row, quarter * (D / 4) + c), 0.0f, probe);
-  return 1.0f + row_sum(probe);
-}
-
-template <int D, int B>
-inline void add_plain(
-    thread const Source& source, int tile, int last, const thread float* scale, const threadgroup float* weights, Place at,
-    thread Fragment* o) {
-  for (int b = 0; b < B; b++) {
-    const device uchar* row = source.row(min(tile + 8 * b + int(at.row), last - 1));
-    float2 pair = *(const threadgroup float2*)(weights + at.row * (8 * B + 4) + 8 * b + at.column);
-    for (int w = 0; w < D / 32; w++) {
-      for (uint t = 0; t < kPairs; t++) {
-        Fragment value = plain_fragment<D>(source, row, at.quarter, w, t);
-        if (isnan(scale[b])) value = fragment_of(0.0f, 0.0f);
-        simdgroup_multiply_accumulate(o[kPairs * w + t], fragment_of(pair.x, pair.y), value, o[kPairs * w + t]);
-      }
-    }
-  }
 }
 
 // Scores of a tile -> weights of V, transposed into threadgroup memory: weights[column * (8 B + 4) + token]; 4 floats keep the

@@ -127,16 +127,16 @@ inline void add_values(
   }
 }
 
-template <int H, bool PACKED>
+template <int H, bool PACKED_K, bool PACKED_V>
 inline void read_tokens(
     constant Int4kvAttend& p, thread Stream<H>& stream, thread const Source& k, thread const Source& v, thread const Reading<H>& reading,
     const device bool* mask, thread const Lane& lane) {
   for (int first = reading.first; first < reading.last; first += kBatch * reading.stride) {
     float score[kBatch * H];
     bool seen[kBatch * H];
-    score_batch<H, PACKED>(p, stream, k, reading, mask, first + lane.stream, lane, score, seen);
+    score_batch<H, PACKED_K>(p, stream, k, reading, mask, first + lane.stream, lane, score, seen);
     exponentiate<H>(stream, score, seen);
-    add_values<H, PACKED>(stream, v, reading, first + lane.stream, lane, score, seen);
+    add_values<H, PACKED_V>(stream, v, reading, first + lane.stream, lane, score, seen);
   }
 }
 
@@ -210,9 +210,11 @@ template <int H>
   for (int h = 0; h < H; h++) reading.from[h] = spans[h].lo, reading.to[h] = min(spans[h].exact, share.to);
   Source k = source_of(p.k, k_codes, k_scales, batch, kv_head, 0), v = source_of(p.v, v_codes, v_scales, batch, kv_head, 0);
   if (p.k.groups > 0) {
-    read_tokens<H, true>(p, stream, k, v, reading, mask, lane);
+    if (p.v.groups > 0) read_tokens<H, true, true>(p, stream, k, v, reading, mask, lane);
+    else read_tokens<H, true, false>(p, stream, k, v, reading, mask, lane);
   } else {
-    read_tokens<H, false>(p, stream, k, v, reading, mask, lane);
+    if (p.v.groups > 0) read_tokens<H, false, true>(p, stream, k, v, reading, mask, lane);
+    else read_tokens<H, false, false>(p, stream, k, v, reading, mask, lane);
   }
 
   reading.first = max(max(spans[0].exact, p.recent_from), share.from) + int(simdgroup) * streams;
@@ -220,7 +222,7 @@ template <int H>
   for (int h = 0; h < H; h++) reading.from[h] = spans[h].exact, reading.to[h] = min(spans[h].hi, share.to);
   k = source_of(p.k_recent, k_recent, k_scales, batch, kv_head, p.recent_from);
   v = source_of(p.v_recent, v_recent, v_scales, batch, kv_head, p.recent_from);
-  read_tokens<H, false>(p, stream, k, v, reading, mask, lane);
+  read_tokens<H, false, false>(p, stream, k, v, reading, mask, lane);
 
   Statistics found = {maxima, sums, H};
   join_streams<H>(stream, lane.count);

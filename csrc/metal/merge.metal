@@ -5,7 +5,7 @@
 
 constant constexpr uint kMergers = INT4KV_MERGE_SIMDGROUPS;
 
-[[kernel, host_name("merge")]] void merge_splits(
+[[kernel]] void merge(
     const device float* partial [[buffer(0)]], const device float2* statistics [[buffer(1)]],
     const device float* v_rotation [[buffer(2)]], device void* out [[buffer(3)]], constant Int4kvAttend& p [[buffer(4)]],
     uint index [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],

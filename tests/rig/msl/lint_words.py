@@ -9,7 +9,11 @@ FORBIDDEN = {
     "try": "Metal has no exceptions: no try", "catch": "Metal has no exceptions: no catch",
     "throw": "Metal has no exceptions: no throw", "virtual": "Metal has no virtual functions",
     "dynamic_cast": "Metal has no dynamic_cast", "typeid": "Metal has no typeid",
-    "thread_local": "Metal has no thread_local", "asm": "Metal has no inline assembly"}
+    "thread_local": "Metal has no thread_local", "asm": "Metal has no inline assembly",
+    "noexcept": "Metal has no exceptions: no noexcept", "register": "Metal has no register variables",
+    "vertex": "vertex is a keyword of Metal, for kernels that are not run here",
+    "fragment": "fragment is a keyword of Metal, for kernels that are not run here"}
+TOO_LONG = "Metal has no long long and no long double: long has 64 bits"
 
 
 def check_words(tokens, source):
@@ -29,6 +33,8 @@ def check_word(tokens, i):
     token = tokens[i]
     if token.text in FORBIDDEN and not is_deleted_function(tokens, i):
         raise Problem(FORBIDDEN[token.text], token)
+    if token.text == "long" and tokens[next_code(tokens, i)].text in ("long", "double"):
+        raise Problem(TOO_LONG, token)
     if token.text == "std" and tokens[next_code(tokens, i)].text == "::":
         raise Problem("Metal has no std:: namespace: its library is metal::", token)
 

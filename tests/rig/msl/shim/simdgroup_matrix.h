@@ -109,18 +109,20 @@ void simdgroup_store(const simdgroup_matrix<T, 8>& matrix, Target* target, ulong
     target[at.offset(k, elements_per_row, origin, transposed)] = matrix.thread_elements()[k];
 }
 
+// References that are not const, as in Metal's specification: a temporary is refused.
 template <typename D, typename A, typename B, typename C>
-void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8>& d, const simdgroup_matrix<A, 8>& a,
-                                   const simdgroup_matrix<B, 8>& b, const simdgroup_matrix<C, 8>& c,
+void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8>& d, simdgroup_matrix<A, 8>& a,
+                                   simdgroup_matrix<B, 8>& b, simdgroup_matrix<C, 8>& c,
                                    MSL_SITE("simdgroup_multiply_accumulate")) {
   const msl::Factors<A, B, C> mine = {a.thread_elements(), b.thread_elements(), c.thread_elements()};
   constexpr auto multiply = &msl::multiply_participants<D, A, B, C>;
   d.thread_elements() = msl::collective<vec<D, 2>>(multiply, mine, msl::simdgroup_wide, site, true);
 }
 template <typename D, typename A, typename B>
-void simdgroup_multiply(simdgroup_matrix<D, 8>& d, const simdgroup_matrix<A, 8>& a, const simdgroup_matrix<B, 8>& b,
+void simdgroup_multiply(simdgroup_matrix<D, 8>& d, simdgroup_matrix<A, 8>& a, simdgroup_matrix<B, 8>& b,
                         MSL_SITE("simdgroup_multiply")) {
-  simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<D, 8>(D(0)), site);
+  simdgroup_matrix<D, 8> zero = make_filled_simdgroup_matrix<D, 8>(D(0));
+  simdgroup_multiply_accumulate(d, a, b, zero, site);
 }
 
 }  // namespace metal

@@ -1,0 +1,137 @@
+"""The project's Metal kernels on the rig: every entry point, under other schedules and sanitizers; and mutants, each caught."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rig.msl.compile import build_replay, compile_metal
+
+TESTS = Path(__file__).parent
+CSRC = TESTS.parent / "csrc"
+sys.path.insert(0, str(CSRC / "mps"))
+import embed_metal  # noqa: E402
+
+
+def run(*command, **environment):
+    quiet = dict(OMP_NUM_THREADS="1", PYTHONPATH=str(TESTS))
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, env=os.environ | quiet | environment, timeout=600)
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory):
+    """{kernel: its recorded dispatches} of metal_calls.py, run with fresh buffers full of NaN: mps and CPU agree."""
+    folder = tmp_path_factory.mktemp("recordings")
+    done = run(sys.executable, TESTS / "metal_calls.py", RIG_RECORD=str(folder), RIG_POISON="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {}
+    for path in sorted(folder.glob("*.launch")):
+        header = path.read_bytes()[:64]
+        found.setdefault(header[12 : 12 + header[8]].decode(), []).append(path)
+    return found
+
+
+def kernels_from(text, folder, **options):
+    """The compiled kernels of a Metal source text."""
+    source = folder / "int4kv.metal"
+    source.write_text(text)
+    return compile_metal(source, folder / "int4kv.so", **options)
+
+
+def replay(library, paths, *arguments, sanitize=None):
+    return run(build_replay(sanitize), library, *paths, *arguments)
+
+
+def matching(recordings, only):
+    return [path for kernel, paths in recordings.items() if re.search(only, kernel) for path in paths]
+
+
+def test_every_entry_point_runs_and_agrees_with_the_cpu(recordings):
+    source = embed_metal.source()
+    instances = [name + head_dim for name, macro in (("quantize_", "QUANTIZE"), ("dequantize_", "DEQUANTIZE"), ("attend_simd_", "ATTEND_SIMD"),
+                 ("attend_matrix_", "ATTEND_MATRIX")) for head_dim in re.findall(rf"^INT4KV_{macro}\((\d+)", source, re.MULTILINE)]
+    assert len(instances) == 21
+    assert set(recordings) == {*instances, "merge"}
+
+
+@pytest.mark.parametrize("schedule", [("0",), ("1",), ("2", "--repeat", "3")])
+def test_any_order_of_lanes_and_simdgroups_gives_the_same_bits(recordings, tmp_path, schedule):
+    library = kernels_from(embed_metal.source(), tmp_path)
+    done = replay(library, matching(recordings, "."), "--schedule", *schedule)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("sanitize", ["thread", "address", "undefined"])
+def test_sanitizers_find_nothing(recordings, tmp_path, sanitize):
+    library = kernels_from(embed_metal.source(), tmp_path, sanitize=sanitize)
+    done = replay(library, matching(recordings, "."), sanitize=sanitize)
+    assert done.returncode == 0 and "Sanitizer" not in done.stderr, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def test_guard_pages_find_no_access_beyond_a_buffer():
+    done = run(sys.executable, TESTS / "metal_calls.py", RIG_GUARD="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+BARRIER = "  threadgroup_barrier(mem_flags::mem_threadgroup);\n"
+SIMD_BARRIER = "  simdgroup_barrier(mem_flags::mem_threadgroup);"
+
+# (what was broken, its kernels, text, what it became, how it shows: "race" under ThreadSanitizer, "result" in any run)
+KERNEL_MUTANTS = [
+    ("no barrier after the queries are loaded", "attend_simd_2", BARRIER + "\n  Lane lane", "\n  Lane lane", "race"),
+    ("no barrier between reading rows and laying them out", "attend_matrix_64", BARRIER + "  for (uint n = 0; n < kColumns / INT4KV_SIMDGROUPS; n++) {\n    uint column",
+     "  for (uint n = 0; n < kColumns / INT4KV_SIMDGROUPS; n++) {\n    uint column", "race"),
+    ("no barrier after laying out", "attend_matrix_64", "= x[n][u];\n    }\n  }\n" + BARRIER, "= x[n][u];\n    }\n  }\n", "race"),
+    ("turns without a barrier", "attend_matrix_64", "  " + BARRIER + "    if (turn != simdgroup) continue;\n    float weight = fast::exp2(found.maxima",
+     "    if (turn != simdgroup) continue;\n    float weight = fast::exp2(found.maxima", "race"),
+    ("weights read before they are written", "attend_matrix_64", SIMD_BARRIER + "\n  if (!simd_any(moved)) return;", "  if (!simd_any(moved)) return;", "race"),
+    ("weights overwritten while they are read", "attend_matrix_64", SIMD_BARRIER + "  // the weights", "  // the weights", "race"),
+    ("merge without a barrier", "merge", BARRIER + "  if (simdgroup != 0) return;", "  if (simdgroup != 0) return;", "race"),
+    ("half of the fragment's columns swapped", "attend_matrix", "return ((lane >> 1) & 4) + (lane & 1) * 2;", "return ((lane >> 1) & 4) + (lane & 1) * 2 ^ 4;", "result"),
+    ("a query sees one token too few", "attend", "clamp(position + 1, 0, keys)", "clamp(position, 0, keys)", "result"),
+    ("a ring that wraps one slot late", "attend|quantize", "return slot < capacity ? slot", "return slot <= capacity ? slot", "bounds"),
+    ("high and low nibbles swapped", "quantize", "INT4KV_PACK(code[u], high)", "INT4KV_PACK(high, code[u])", "result"),
+    ("K's scale of the wrong token", "attend_matrix", "scales[b] = source.scale(min(tile + 8 * b + int(row)", "scales[b] = source.scale(min(tile + 8 * b + int(row ^ 1)", "result"),
+    ("recent rows from the wrong slot", "attend", "uint(token - origin)", "uint(token - origin + 1) % capacity", "result"),
+    ("the mask forgotten", "attend", "!p.has_mask ||", "true ||", "result"),
+    ("no rescale when a maximum moves", "attend_matrix", "if (!simd_any(moved)) return;", "return;", "result"),
+    ("a split left out", "merge", "uint s = simdgroup; s < p.splits; s += kMergers", "uint s = simdgroup; s + 1 < p.splits; s += kMergers", "result"),
+    ("products fused into sums", "quantize", "#pragma clang fp contract(off)", "", "result"),
+    ("a store beyond the row", "dequantize", "long(INT4KV_UNIT * u + lane) * rows.channel, x[u])", "long(INT4KV_UNIT * u + lane + 1) * rows.channel, x[u])", "bounds"),
+]
+
+
+@pytest.mark.parametrize("what, only, text, became, how", KERNEL_MUTANTS, ids=[m[0] for m in KERNEL_MUTANTS])
+def test_a_mutant_of_a_kernel_is_caught(recordings, tmp_path, what, only, text, became, how):
+    source = embed_metal.source()
+    assert source.count(text) == 1, f"{source.count(text)} places to break"
+    sanitize = {"race": "thread", "bounds": "address"}.get(how)
+    library = kernels_from(source.replace(text, became), tmp_path, sanitize=sanitize, only=only)
+    done = replay(library, matching(recordings, f"^({only})"), sanitize=sanitize)
+    assert done.returncode != 0
+    expected = {"race": "ThreadSanitizer: data race", "bounds": "AddressSanitizer: heap-buffer-overflow"}.get(how)
+    assert expected in done.stderr if expected else "differs from byte" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+# (what was broken, its file, text, what it became, the rig's words)
+HOST_MUTANTS = [
+    ("a binding left out", "attend.mm", "out, partial, statistics},", "out, partial},", "attend_"),
+    ("a buffer too short", "attend.mm", "at::empty({partials, head_dim}, scratch)", "at::empty({partials / 2, head_dim}, scratch)", ""),
+    ("the storage offset forgotten", "encoding.mm", "offset:bound.storage_offset() * bound.element_size()", "offset:0 * bound.element_size()", ""),
+    ("the encoder taken outside the queue's block", "encoding.mm", "  at::mps::dispatch_sync_with_rethrow(", "  stream->commandEncoder();\n  at::mps::dispatch_sync_with_rethrow(", "commandEncoder"),
+    ("an encoder ended under torch's feet", "encoding.mm", "  profiler.endProfileKernel(pipeline);", "  profiler.endProfileKernel(pipeline);\n  [encoder endEncoding];", "endEncoding"),
+    ("a threadgroup too large", "attend.mm", "&p, sizeof p, grid, INT4KV_SIMDGROUPS}", "&p, sizeof p, grid, 64}", "needs 2048 threads per threadgroup and this device allows 1024"),
+]
+
+
+@pytest.mark.parametrize("what, file, text, became, words", HOST_MUTANTS, ids=[m[0] for m in HOST_MUTANTS])
+def test_a_mutant_of_the_host_code_is_caught(tmp_path, what, file, text, became, words):
+    source = (CSRC / "mps" / file).read_text()
+    assert source.count(text) == 1, f"{source.count(text)} places to break"
+    mutated = tmp_path / file
+    mutated.write_text(source.replace(text, became).replace('"../', f'"{CSRC}/'))
+    done = run(sys.executable, TESTS / "metal_calls.py", mutated, RIG_GUARD="1")
+    assert done.returncode != 0
+    assert words in done.stdout + done.stderr, (done.stdout + done.stderr)[-2000:]
