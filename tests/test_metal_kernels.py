@@ -122,6 +122,8 @@ HOST_MUTANTS = [
     ("the storage offset forgotten", "encoding.mm", "offset:bound.storage_offset() * bound.element_size()", "offset:0 * bound.element_size()", ""),
     ("the encoder taken outside the queue's block", "encoding.mm", "  at::mps::dispatch_sync_with_rethrow(", "  stream->commandEncoder();\n  at::mps::dispatch_sync_with_rethrow(", "commandEncoder"),
     ("an encoder ended under torch's feet", "encoding.mm", "  profiler.endProfileKernel(pipeline);", "  profiler.endProfileKernel(pipeline);\n  [encoder endEncoding];", "endEncoding"),
+    ("a library that Metal refuses", "pipelines.mm", "kMetalLibraryBytes ? from_library(device, &error) : from_source(device, &error)",
+     "from_library(device, &error)", "int4kv: the Metal library cannot be loaded"),
     ("a threadgroup too large", "attend.mm", "&p, sizeof p, grid, INT4KV_SIMDGROUPS}", "&p, sizeof p, grid, 64}", "needs 2048 threads per threadgroup and this device allows 1024"),
 ]
 
