@@ -73,8 +73,9 @@ def all_calls(device):
     ops.quantize(on_the_edges(70, 64).to(device), *edges, 0)
     results += edges
     signs = hadamard_signs(64)
-    there = written(ops, signs, device, 64, tokens=600, capacity=600, rows=9)
-    results += [attended(ops, signs, device, there, group, 1, 600, mask=None, window=window) for group, window in ((1, 0), (6, 0), (6, 550))]
+    for tokens, calls in ((600, ((1, 0), (6, 0), (6, 550))), (9000, ((1, 0), (6, 0)))):
+        there = written(ops, signs, device, 64, tokens, capacity=tokens, rows=9)
+        results += [attended(ops, signs, device, there, group, 1, tokens, mask=None, window=window) for group, window in calls]
     return [r.cpu() for r in results]
 
 

@@ -70,6 +70,13 @@ def test_sanitizers_find_nothing(recordings, tmp_path, sanitize):
     assert done.returncode == 0 and "Sanitizer" not in done.stderr, done.stdout[-2000:] + done.stderr[-4000:]
 
 
+@pytest.mark.parametrize("cores", ["1", "40"])
+def test_any_number_of_cores_and_so_of_splits(cores):
+    """8 cores, the rig's own number, make 24 splits of 9000 tokens: more than merge has simdgroups; 40 make 35: more than lanes."""
+    done = run(sys.executable, TESTS / "metal_calls.py", RIG_CORES=cores)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_guard_pages_find_no_access_beyond_a_buffer():
     done = run(sys.executable, TESTS / "metal_calls.py", RIG_GUARD="1")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -29,8 +29,9 @@ void describe_tokens(
   p.recent_from = recent && recent_window > 0 ? to_int(std::clamp(recent_start, start, end) - start) : to_int(end - start);
 }
 
-AttendShape shape_of(const at::Tensor& q, const at::Tensor& k_codes, const at::Tensor& k_scales, const at::Tensor& v_codes,
-                     const at::Tensor& v_scales, int64_t keys) {
+AttendShape shape_of(
+    const at::Tensor& q, const at::Tensor& k_codes, const at::Tensor& k_scales, const at::Tensor& v_codes, const at::Tensor& v_scales,
+    int64_t keys) {
   const bool packed = is_packed(k_codes) && is_packed(v_codes);
   return {q.size(0), k_codes.size(1), q.size(1) / k_codes.size(1), q.size(2), q.size(3), keys,
           packed && k_scales.size(3) == 1 && v_scales.size(3) == 1};
