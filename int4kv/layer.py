@@ -112,8 +112,8 @@ class Int4Layer(PackedStorage, CacheLayerMixin):
         self.map(lambda t: t[indices, ...])
 
     def offload(self):
-        self.map(lambda t: t.to("cpu", non_blocking=True))
+        self.map(lambda t: t.to("cpu", non_blocking=t.is_cuda))  # elsewhere the copy might be read before it is there
 
     def prefetch(self):
         if self.is_initialized:
-            self.map(lambda t: t.to(self.device, non_blocking=True))
+            self.map(lambda t: t.to(self.device, non_blocking=self.device.type == "cuda"))

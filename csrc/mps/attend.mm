@@ -73,7 +73,7 @@ at::Tensor attend(
   p.scale = static_cast<float>(softcap > 0 ? scale : scale * kLog2e);
 
   const AttendShape shape = shape_of(q, k_codes, k_scales, v_codes, v_scales, keys);
-  const int64_t visible = window > 0 ? std::min(keys, window + queries) : keys;
+  const int64_t visible = window > 0 && window < keys ? std::min(keys, window + queries) : keys;
   const AttendPlan plan = plan_attend(shape, visible, at::mps::MPSDevice::getInstance()->getCoreCount());
   p.blocks = static_cast<unsigned>(plan.blocks);
   p.splits = static_cast<unsigned>(plan.splits);
