@@ -31,7 +31,8 @@ CLASSES = {
     "matrix multiply": "metal_matrix_multiply",
     "barrier": "metal_barrier",
     "free": "phi bitcast freeze extractelement insertelement shufflevector extractvalue insertvalue fneg ret unreachable"
-            " llvm.fabs llvm.assume llvm.lifetime.start llvm.lifetime.end llvm.experimental.noalias.scope.decl",
+            " metal_threadgroup_variable llvm.fabs llvm.assume"
+            " llvm.lifetime.start llvm.lifetime.end llvm.experimental.noalias.scope.decl",
 }
 CLASS_OF = {operation: name for name, operations in CLASSES.items() for operation in operations.split()}
 SINGLE = ("load", "store", "call")  # of these a vector is one operation; arithmetic on it is one for each element
@@ -71,7 +72,7 @@ class Instruction(NamedTuple):
 
 class Function(NamedTuple):
     arguments: str
-    blocks: dict  # label -> [Instruction]; the first block is "%entry"
+    blocks: dict  # label -> [Instruction]; the first block is where it starts
 
 
 def functions(text):
@@ -88,7 +89,7 @@ def blocks_of(body):
             current = blocks["%" + label[1]] = []
         elif line.strip():
             current.append(Instruction(*(part or "" for part in INSTRUCTION.match(line).groups())))
-    return blocks
+    return {label: block for label, block in blocks.items() if block}
 
 
 def successors(blocks):

@@ -4,7 +4,8 @@
 
 The counts are of optimised LLVM IR (metal_ir.py), not of Apple's machine code, and the shares of the bus are a model's
 (metal_model.py), not measurements. A pass is the dearest way through the loop once; codes are those one lane consumes in
-it. Attention is one query's, without mask or softcap, one scale a row; quantize is counted whole, without a ring.
+it. Attention is one query's, without mask or softcap, one scale a row. quantize (without a ring), dequantize and merge (of
+eight splits) have no such loop and are counted whole, for one value.
 """
 
 import argparse
@@ -28,17 +29,20 @@ DECODE = ("p.queries == 1", "p.has_mask == 0", "p.softcap == 0.0f", "p.splits ==
 PREFILL = tuple(f"p.{side}.{fact}" for side in "kv" for fact in (
     "x.type == INT4KV_FLOAT16", "has_centre == 1", "centre.type == INT4KV_FLOAT32", "rotation.kind == INT4KV_HADAMARD",
     "recent_rows == 0", "stored.groups == 1"))
-QUANTIZE = "quantize_128"
+UNPACK = ("p.stored.groups == 1", "p.rotation.kind == INT4KV_HADAMARD", "p.has_centre == 0", "p.out.type == INT4KV_FLOAT16")
+MERGE = ("p.splits == 8", "p.head_dim == 128", "p.v_rotation.kind == INT4KV_HADAMARD", "p.out.type == INT4KV_FLOAT16")
 
 
 def decode_case(name, kernel, head_dim):
     return Case(name, kernel, "Int4kvAttend", (*DECODE, f"p.head_dim == {head_dim}"))
 
 
+WHOLE = (Case("quantize_128", "quantize_128", "Int4kvQuantize", PREFILL),
+         Case("dequantize_128", "dequantize_128", "Int4kvDequantize", UNPACK), Case("merge_128", "merge", "Int4kvAttend", MERGE))
 CASES = (
     *(decode_case(f"attend_matrix_{d}", f"attend_matrix_{d}", d) for d in HEAD_DIMS),
     *(decode_case(f"attend_simd_{h}_{d}", f"attend_simd_{h}", d) for h in (1, 2) for d in HEAD_DIMS),
-    Case(QUANTIZE, QUANTIZE, "Int4kvQuantize", PREFILL),
+    *WHOLE,
 )
 COLUMNS = {
     "float": ("float", "special"), "half": ("half",), "logic": ("integer", "shift"),
@@ -55,11 +59,12 @@ def head_dim(case):
 
 
 def row(case, function):
-    """The figures of one case, for each code or, of quantize, for each value."""
+    """The figures of one case, for each code or, of WHOLE, for each value."""
     blocks = function.blocks
-    if case.name == QUANTIZE:
-        path = llvm_ir.dearest_path(blocks, "%entry", blocks, once=True)
-        return figures(case, function, path, path, blocks, head_dim(case) // 32)
+    if case in WHOLE:
+        path, values = llvm_ir.dearest_path(blocks, next(iter(blocks)), blocks, once=True), head_dim(case) // 32
+        found = figures(case, function, path, path, blocks, values)
+        return found | dict(bytes_per_code=device_bytes(blocks, path) / values)
     header, loop = llvm_ir.hot_loop(blocks)
     steady = llvm_ir.dearest_path(blocks, header, loop, llvm_ir.rare_edges(blocks))
     dearest = llvm_ir.dearest_path(blocks, header, loop)
@@ -123,12 +128,11 @@ def table_of(title, columns):
 
 def cost_table(rows):
     columns = ("loop", "codes of a lane", "instructions", "issue slots", "bytes", "words alive")
-    table = table_of("Counted in LLVM IR, instructions to bytes for one code (quantize: one value)", columns)
+    table = table_of("Counted in LLVM IR, for one code; below the loops: a whole kernel, for one value", columns)
     for row in rows:
         low, high = row["slots_per_code"]
-        bytes_per_code = f"{row['bytes_per_code']:.4f}" if "bytes_per_code" in row else ""
         table.add_row(row["name"], str(row["codes_per_lane_and_pass"]), f"{row['instructions_per_code']:.2f}",
-                      f"{low:.1f}-{high:.1f}", bytes_per_code, str(row["words_alive"]))
+                      f"{low:.1f}-{high:.1f}", f"{row['bytes_per_code']:.4f}", str(row["words_alive"]))
     return table
 
 
