@@ -40,9 +40,9 @@ class Finding:
 class Side:
     """K or V in a ring of `capacity` slots, written by the reference on the CPU."""
 
-    def __init__(self, heads, head_dim, first, end, capacity, rows, groups, seed):
+    def __init__(self, heads, head_dim, first, end, capacity, rows, groups, seed, dtype=torch.float32):
         generator = torch.Generator().manual_seed(seed)
-        self.x = torch.randn(2, heads, end - first, head_dim, generator=generator)
+        self.x = torch.randn(2, heads, end - first, head_dim, generator=generator).to(dtype)
         self.codes = torch.zeros(2, heads, capacity, head_dim // 2, dtype=torch.uint8)
         self.scales = torch.zeros(2, heads, capacity, groups, dtype=torch.float16)
         self.recent = torch.zeros(2, heads, rows, head_dim, dtype=torch.float16)
@@ -61,8 +61,7 @@ class Side:
 def run(device: str, tell=lambda text: None):
     """Yield a Finding for every kernel of the device; `tell` hears what is going on."""
     for check in (check_quantize, check_dequantize, *ATTENTION):
-        finding = check(device, tell)
-        yield finding
+        yield check(device, tell)
 
 
 def check_quantize(device, tell) -> Finding:
@@ -71,11 +70,9 @@ def check_quantize(device, tell) -> Finding:
         if head_dim % (32 * groups):
             continue
         tell(f"quantize, head_dim {head_dim}")
-        side = Side(3, head_dim, 5, 45, 40, 12, groups, seed=head_dim)
-        x = side.x.to(dtype)
-        reference.quantize(x, *side.stored[:2], 5, rotation=side.signs, recent=side.recent)
+        side = Side(3, head_dim, 5, 45, 40, 12, groups, seed=head_dim, dtype=dtype)
         ours = side.empty(device)
-        ops.quantize(x.to(device), *ours[:2], 5, rotation=side.signs.to(device), recent=ours[2])
+        ops.quantize(side.x.to(device), *ours[:2], 5, rotation=side.signs.to(device), recent=ours[2])
         found.add(sum(differing_bytes(a, b.cpu()) for a, b in zip(side.stored, ours)), 0)
     return found
 

@@ -287,7 +287,8 @@ at::Tensor attend(
   Attention a{
       Rows(q), Rows(out), Source(k_codes, k_scales), Source(v_codes, v_scales), recent_source(k_recent, recent_window),
       recent_source(v_recent, recent_window), expanded_mask(mask, q, end - start),
-      Rotation(k_rotation), Rotation(v_rotation), {}, {}, {}, batch, heads, k_codes.size(1), queries, head_dim, start, end, recent_start, recent_window, window, 1,
+      Rotation(k_rotation), Rotation(v_rotation), {}, {}, {}, batch, heads, k_codes.size(1), queries, head_dim,
+      start, end, recent_start, recent_window, window, 1,
       static_cast<float>(scale), static_cast<float>(softcap), causal};
   const int64_t items = batch * a.kv_heads * a.blocks();
   a.splits = count_splits(items, end - start);

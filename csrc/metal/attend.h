@@ -64,7 +64,7 @@ inline float capped(constant Int4kvAttend& p, float score) {
   return p.softcap > 0.0f ? p.softcap * precise::tanh(score / p.softcap) * kLog2e : score;
 }
 
-// Rotated and scaled query rows first, first + step, ... of a block, up to `count`, channel c of row n into rows[n * stride + c].
+// The `count` query rows of a block, rotated and scaled: channel c of row n into rows[n * stride + c]. Simdgroups take rows in turn.
 inline void load_queries(
     constant Int4kvAttend& p, const device void* q, const device float* rotation, uint batch, uint kv_head, uint block, uint count,
     uint simdgroup, uint lane, uint stride, threadgroup float* rows) {
@@ -98,18 +98,23 @@ struct Statistics {
   }
 };
 
+// A row of all its tokens: divided by their sum, rotated back, written.
+inline void write_output(
+    constant Int4kvAttend& p, thread float* x, float sum, uint batch, uint kv_head, QueryRow row, uint lane, const device float* rotation,
+    device void* out) {
+  uint units = p.head_dim / INT4KV_UNIT;
+  float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+  for (uint u = 0; u < kMaxUnits; u++) x[u] *= inverse;
+  unrotate(x, p.v_rotation, rotation, kv_head, units, lane);
+  store_row(out, p.out, row_offset(p.out, batch, row.head, row.query), units, lane, x);
+}
+
 // One row in registers goes out: as the output when there is one split, else as a partial sum that merge joins.
 inline void write_row(
     constant Int4kvAttend& p, thread float* x, float maximum, float sum, uint batch, uint kv_head, QueryRow row, uint split, uint lane,
     const device float* rotation, device void* out, device float* partial, device float2* statistics) {
+  if (p.splits == 1) return write_output(p, x, sum, batch, kv_head, row, lane, rotation, out);
   uint units = p.head_dim / INT4KV_UNIT;
-  if (p.splits == 1) {
-    float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-    for (uint u = 0; u < kMaxUnits; u++) x[u] *= inverse;
-    unrotate(x, p.v_rotation, rotation, kv_head, units, lane);
-    store_row(out, p.out, row_offset(p.out, batch, row.head, row.query), units, lane, x);
-    return;
-  }
   long slot = (long(batch * p.heads + row.head) * p.queries + row.query) * p.splits + split;
   for (uint u = 0; u < kMaxUnits; u++) {
     if (u < units) partial[slot * p.head_dim + INT4KV_UNIT * u + lane] = x[u];

@@ -32,9 +32,7 @@ constant constexpr uint kMergers = INT4KV_MERGE_SIMDGROUPS;
     sum += sums[s];
     for (uint u = 0; u < kMaxUnits; u++) x[u] += rows[s * INT4KV_MAX_HEAD_DIM + INT4KV_UNIT * u + lane];
   }
-  float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-  for (uint u = 0; u < kMaxUnits; u++) x[u] *= inverse;
-  uint head = index / p.queries % p.heads, batch = index / p.queries / p.heads;
-  unrotate(x, p.v_rotation, v_rotation, head / (p.heads / p.kv_heads), units, lane);
-  store_row(out, p.out, row_offset(p.out, batch, head, index % p.queries), units, lane, x);
+  QueryRow row = {index / p.queries % p.heads, index % p.queries, true};
+  uint batch = index / p.queries / p.heads, kv_head = row.head / (p.heads / p.kv_heads);
+  write_output(p, x, sum, batch, kv_head, row, lane, v_rotation, out);
 }

@@ -63,7 +63,7 @@ struct Int4kvDequantize {
   struct Int4kvStored stored;
   struct Int4kvRows out, centre;
   struct Int4kvRotation rotation;
-  unsigned rows, heads, tokens, has_centre;
+  unsigned heads, tokens, has_centre;
 };
 
 struct Int4kvAttend {

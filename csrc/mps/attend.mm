@@ -30,10 +30,10 @@ void describe_tokens(
 }
 
 AttendShape shape_of(
-    const at::Tensor& q, const at::Tensor& k_codes, const at::Tensor& k_scales, const at::Tensor& v_codes, const at::Tensor& v_scales,
-    int64_t keys) {
+    const at::Tensor& q, const at::Tensor& k_codes, const at::Tensor& k_scales, const at::Tensor& v_codes,
+    const at::Tensor& v_scales) {
   const bool packed = is_packed(k_codes) && is_packed(v_codes);
-  return {q.size(0), k_codes.size(1), q.size(1) / k_codes.size(1), q.size(2), q.size(3), keys,
+  return {q.size(0), k_codes.size(1), q.size(1) / k_codes.size(1), q.size(2), q.size(3),
           packed && k_scales.size(3) == 1 && v_scales.size(3) == 1};
 }
 
@@ -72,7 +72,7 @@ at::Tensor attend(
   p.softcap = static_cast<float>(softcap);
   p.scale = static_cast<float>(softcap > 0 ? scale : scale * kLog2e);
 
-  const AttendShape shape = shape_of(q, k_codes, k_scales, v_codes, v_scales, keys);
+  const AttendShape shape = shape_of(q, k_codes, k_scales, v_codes, v_scales);
   const int64_t visible = window > 0 && window < keys ? std::min(keys, window + queries) : keys;
   const AttendPlan plan = plan_attend(shape, visible, at::mps::MPSDevice::getInstance()->getCoreCount());
   p.blocks = static_cast<unsigned>(plan.blocks);

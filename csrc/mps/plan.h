@@ -23,7 +23,7 @@ struct AttendPlan {
 };
 
 struct AttendShape {
-  int64_t batch, kv_heads, group, queries, head_dim, keys;
+  int64_t batch, kv_heads, group, queries, head_dim;
   bool one_scale;  // packed codes with one scale per row, both K and V
 };
 

@@ -41,7 +41,8 @@ void quantize_sides(
   if (k.numel() == 0) return;
   const at::Tensor centre = centre_rows(k_centre, k.size(0));
   Int4kvQuantize p{};
-  p.rows = static_cast<unsigned>(k.size(0) * k.size(1) * k.size(2));
+  const int64_t rows = k.size(0) * k.size(1) * k.size(2);
+  p.rows = static_cast<unsigned>(rows);
   p.heads = static_cast<unsigned>(k.size(1));
   p.tokens = static_cast<unsigned>(k.size(2));
   p.k = side_of(k, k_stored, position, centre, k_rotation);
@@ -53,8 +54,7 @@ void quantize_sides(
   } else {
     tensors.resize(12);
   }
-  const int64_t rows = k.size(0) * k.size(1) * k.size(2) * (v ? 2 : 1);
-  encode({{"quantize_" + std::to_string(k.size(3)), tensors, &p, sizeof p, one_simdgroup_per_row(rows), 1}});
+  encode({{"quantize_" + std::to_string(k.size(3)), tensors, &p, sizeof p, one_simdgroup_per_row(v ? 2 * rows : rows), 1}});
 }
 
 void quantize(
