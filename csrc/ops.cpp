@@ -18,20 +18,21 @@ void quantize_meta(
 
 void quantize_kv_meta(
     const at::Tensor& k, const at::Tensor& v, at::Tensor& k_codes, at::Tensor& k_scales, at::Tensor& v_codes,
-    at::Tensor& v_scales, SymInt position, const OptionalTensor& k_centre, const OptionalTensor& k_rotation,
-    const OptionalTensor& v_rotation, const OptionalTensor& k_recent, const OptionalTensor& v_recent, std::string_view codebook) {
+    at::Tensor& v_scales, SymInt position, const OptionalTensor& k_centre, const OptionalTensor& v_centre,
+    const OptionalTensor& k_rotation, const OptionalTensor& v_rotation, const OptionalTensor& k_recent, const OptionalTensor& v_recent, std::string_view codebook) {
   check_quantize("k", k, {k_codes, k_scales, k_recent}, position, k_centre, k_rotation, codebook);
-  check_quantize("v", v, {v_codes, v_scales, v_recent}, position, std::nullopt, v_rotation, codebook);
+  check_quantize("v", v, {v_codes, v_scales, v_recent}, position, v_centre, v_rotation, codebook);
 }
 
 at::Tensor attend_meta(
     const at::Tensor& q, const at::Tensor& k_codes, const at::Tensor& k_scales, const at::Tensor& v_codes,
     const at::Tensor& v_scales, SymInt start, SymInt end, double /*scale*/, const OptionalTensor& k_rotation,
-    const OptionalTensor& v_rotation, const OptionalTensor& k_recent, const OptionalTensor& v_recent, SymInt recent_start,
-    SymInt recent_window, const OptionalTensor& mask, bool /*causal*/, SymInt window, double softcap, std::string_view codebook) {
+    const OptionalTensor& v_rotation, const OptionalTensor& v_centre, const OptionalTensor& k_recent, const OptionalTensor& v_recent,
+    SymInt recent_start, SymInt recent_window, const OptionalTensor& k_sink, const OptionalTensor& v_sink, const OptionalTensor& mask,
+    bool /*causal*/, SymInt window, double softcap, std::string_view codebook) {
   check_attend(
-      q, {k_codes, k_scales, k_recent}, {v_codes, v_scales, v_recent}, start, end, k_rotation, v_rotation, recent_start,
-      recent_window, mask, window, softcap, codebook);
+      q, {k_codes, k_scales, k_recent, k_sink}, {v_codes, v_scales, v_recent, v_sink}, start, end, k_rotation, v_rotation, v_centre,
+      recent_start, recent_window, mask, window, softcap, codebook);
   return at::empty_symint({q.sym_size(0), q.sym_size(2), q.sym_size(1), q.sym_size(3)}, q.options()).transpose(1, 2);
 }
 
@@ -43,7 +44,8 @@ at::Tensor dequantize_meta(
 }
 
 // Kernels that are part of the library need no preparation.
-std::vector<std::string> prepare_nothing(const at::Tensor& /*example*/, at::IntArrayRef /*head_dims*/) {
+std::vector<std::string> prepare_nothing(
+    const at::Tensor& /*example*/, at::IntArrayRef /*head_dims*/, int64_t /*k_bits*/, int64_t /*v_bits*/, std::string_view /*codebook*/) {
   return {};
 }
 
@@ -55,15 +57,15 @@ TORCH_LIBRARY(int4kv, m) {
       "Tensor? rotation=None, Tensor(c!)? recent=None, str codebook='uniform') -> ()");
   m.def(
       "quantize_kv(Tensor k, Tensor v, Tensor(a!) k_codes, Tensor(b!) k_scales, Tensor(c!) v_codes, Tensor(d!) v_scales, "
-      "SymInt position, *, Tensor? k_centre=None, Tensor? k_rotation=None, Tensor? v_rotation=None, "
+      "SymInt position, *, Tensor? k_centre=None, Tensor? v_centre=None, Tensor? k_rotation=None, Tensor? v_rotation=None, "
       "Tensor(e!)? k_recent=None, Tensor(f!)? v_recent=None, str codebook='uniform') -> ()");
   m.def(
       "attend(Tensor q, Tensor k_codes, Tensor k_scales, Tensor v_codes, Tensor v_scales, SymInt start, SymInt end, "
-      "float scale, *, Tensor? k_rotation=None, Tensor? v_rotation=None, Tensor? k_recent=None, Tensor? v_recent=None, "
-      "SymInt recent_start=0, SymInt recent_window=0, Tensor? mask=None, bool causal=True, SymInt window=0, "
+      "float scale, *, Tensor? k_rotation=None, Tensor? v_rotation=None, Tensor? v_centre=None, Tensor? k_recent=None, "
+      "Tensor? v_recent=None, SymInt recent_start=0, SymInt recent_window=0, Tensor? k_sink=None, Tensor? v_sink=None, Tensor? mask=None, bool causal=True, SymInt window=0, "
       "float softcap=0., str codebook='uniform') -> Tensor");
   // Builds the kernels of the example's device ahead of their first use; says where they come from, then their names.
-  m.def("prepare(Tensor example, int[] head_dims) -> str[]");
+  m.def("prepare(Tensor example, int[] head_dims, int k_bits=4, int v_bits=4, str codebook='uniform') -> str[]");
   m.def(
       "dequantize(Tensor codes, Tensor scales, SymInt start, SymInt end, SymInt head_dim, *, Tensor? centre=None, "
       "Tensor? rotation=None, ScalarType dtype=float, str codebook='uniform') -> Tensor");

@@ -11,12 +11,18 @@ namespace int4kv {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-// One stored side (K or V): packed codes with scales, or plain floating rows with none.
+inline const OptionalTensor kNoTensor{};
+
+// One stored side (K or V): packed codes with scales, or plain floating rows with none; exact rows of the newest and the first tokens.
 struct Stored {
   const at::Tensor& codes;
   const at::Tensor& scales;
   const OptionalTensor& recent;
+  const OptionalTensor& sink = kNoTensor;
 };
+
+// The number that format.h gives a codebook's name.
+int codebook_of(std::string_view name);
 
 void check_quantize(
     const char* name, const at::Tensor& x, const Stored& stored, const c10::SymInt& position,
@@ -24,9 +30,9 @@ void check_quantize(
 
 void check_attend(
     const at::Tensor& q, const Stored& k, const Stored& v, const c10::SymInt& start, const c10::SymInt& end,
-    const OptionalTensor& k_rotation, const OptionalTensor& v_rotation, const c10::SymInt& recent_start,
-    const c10::SymInt& recent_window, const OptionalTensor& mask, const c10::SymInt& window, double softcap,
-    std::string_view codebook);
+    const OptionalTensor& k_rotation, const OptionalTensor& v_rotation, const OptionalTensor& v_centre,
+    const c10::SymInt& recent_start, const c10::SymInt& recent_window, const OptionalTensor& mask, const c10::SymInt& window,
+    double softcap, std::string_view codebook);
 
 void check_dequantize(
     const Stored& stored, const c10::SymInt& start, const c10::SymInt& end, const c10::SymInt& head_dim,
@@ -34,6 +40,15 @@ void check_dequantize(
 
 inline bool is_packed(const at::Tensor& codes) {
   return codes.scalar_type() == at::kByte;
+}
+
+inline int64_t bits_of(const at::Tensor& codes, int64_t head_dim) {
+  return codes.size(3) * 8 / head_dim;
+}
+
+// fp16 numbers per group: a scale, for `asymmetric` a minimum as well.
+inline int64_t scales_per_group(int codebook) {
+  return codebook == INT4KV_ASYMMETRIC ? 2 : 1;
 }
 
 } // namespace int4kv

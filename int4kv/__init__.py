@@ -3,11 +3,12 @@
 from . import ops
 from .attention import register as _register
 from .cache import Int4Cache
-from .calibration import calibrate
+from .calibrating import calibrate
 from .config import Int4KVConfig
 from .patching import is_patched, patch, patched, unpatch
+from .presets import preset
 from .reporting import report
 
 _register()
 __version__ = "0.1.0"
-__all__ = ["Int4Cache", "Int4KVConfig", "calibrate", "is_patched", "ops", "patch", "patched", "report", "unpatch"]
+__all__ = ["Int4Cache", "Int4KVConfig", "calibrate", "is_patched", "ops", "patch", "patched", "preset", "report", "unpatch"]

@@ -7,6 +7,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.utils import logging
 
 from . import ops
+from .side import K, V
 from .storage import PackedChunk
 
 NAME = "int4kv"
@@ -38,14 +39,16 @@ def attend_chunk(query, chunk, attention_mask, scaling, softcap=None):
     layer, recent = chunk.layer, chunk.recent
     options = {}
     if recent is not None:
-        options = dict(k_recent=recent.tensors[0], v_recent=recent.tensors[1], recent_start=recent.start,
-                       recent_window=chunk.recent_window)
+        options |= dict(k_recent=recent.tensors[K], v_recent=recent.tensors[V], recent_start=recent.start,
+                        recent_window=chunk.recent_window)
+    if layer.sink is not None:
+        options |= dict(k_sink=layer.sink.tensors[K], v_sink=layer.sink.tensors[V])
     masked = attention_mask is not None
     return ops.attend(
-        query, *chunk.codes.tensors, chunk.start, chunk.end, scaling,
-        k_rotation=layer.signs, v_rotation=layer.signs, mask=_as_bool(attention_mask, chunk.end - chunk.start),
-        causal=not masked, window=0 if masked or not layer.is_sliding else layer.sliding_window,
-        softcap=softcap or 0.0, **options)
+        query, *chunk.codes.tensors, chunk.start, chunk.end, scaling, codebook=layer.config.codebook,
+        k_rotation=layer.sides[K].rotation.read, v_rotation=layer.sides[V].rotation.read, v_centre=layer.centres[V],
+        mask=_as_bool(attention_mask, chunk.end - chunk.start), causal=not masked,
+        window=0 if masked or not layer.is_sliding else layer.sliding_window, softcap=softcap or 0.0, **options)
 
 
 def _as_bool(mask, keys):

@@ -26,14 +26,9 @@ class Int4Cache(Cache):
         _, head_dim, windows = self.signature
         if self.config.group_size and head_dim % self.config.group_size:
             raise ValueError(f"group_size is {self.config.group_size}; accepted: divisors of head_dim, {head_dim}")
-        unknown = [i for i in self.config.skip_layers if i >= len(windows)]
-        if unknown:
-            raise ValueError(f"skip_layers has {unknown}; accepted: indices below {len(windows)}, the layers of the model")
-        centres = self.config.centres
-        if centres is not None and len(centres) != len(windows):
-            raise ValueError(f"centres has {len(centres)} layers; accepted: {len(windows)}, those of the model")
-        text = text_config(model_config)
-        super().__init__(layers=[Int4Layer(self.config, text, window, i) for i, window in enumerate(windows)])
+        self.config.check_layers(len(windows))
+        text, count = text_config(model_config), len(windows)
+        super().__init__(layers=[Int4Layer(self.config, text, window, i, count) for i, window in enumerate(windows)])
 
     def expect(self, length: int) -> "Int4Cache":
         """Make buffers of this many tokens at once, where the final length is known beforehand. Returns the cache."""
@@ -66,9 +61,15 @@ class Int4Cache(Cache):
                 raise ValueError(f"past_key_values was made for a model with {name} {mine}; this model has {its}")
 
     def memory_footprint(self) -> int:
-        """Bytes of every tensor held: codes, scales, rings and centres of all layers, and the shared rotation signs."""
-        signs = {layer.signs.data_ptr(): layer.signs for layer in self.layers if layer.is_initialized and layer.signs is not None}
-        return sum(layer.nbytes for layer in self.layers) + sum(s.numel() * s.element_size() for s in signs.values())
+        """Bytes of every tensor held: codes, scales, exact rows and centres of all layers, and the rotations they share."""
+        return sum(layer.nbytes for layer in self.layers) + self.rotation_bytes()
+
+    def rotation_bytes(self) -> int:
+        """Bytes of all rotations in use, each counted once."""
+        used = {}
+        for side in (side for layer in self.layers if layer.is_initialized for side in layer.sides):
+            used |= {t.data_ptr(): t for t in side.rotation if t is not None}
+        return sum(t.numel() * t.element_size() for t in used.values())
 
     @property
     def nbytes(self) -> int:

@@ -1,7 +1,8 @@
-"""The vector subtracted from every key of a sequence before quantisation.
+"""The vector subtracted from every key of a sequence before quantisation, and from every value if asked for.
 
 softmax(q (k - c)) = softmax(q k): a constant shifts all scores of a query alike. So any c is exact, and one near the
-mean of the keys takes away the large biases (Qwen2.5) that would otherwise eat the four bits.
+mean of the keys takes away the large biases (Qwen2.5) that would otherwise eat the four bits. Weights of values sum to 1:
+what is subtracted from all of them is added to the output, once.
 """
 
 import torch
@@ -10,7 +11,7 @@ from .ring import TokenRing
 
 
 def first_real_mean(k: torch.Tensor, real: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Mean of each sequence's first `tokens` real keys: k [batch, heads, n, head_dim] -> float32 [batch, heads, head_dim].
+    """Mean of each sequence's first `tokens` real rows: k [batch, heads, n, head_dim] -> float32 [batch, heads, head_dim].
 
     real: bool [batch, n]. A row without a real key takes them all.
     """
@@ -48,10 +49,10 @@ class EarlyRows:
         """Keys and values of tokens first .. end."""
         return [kept[:, :, first:end] for kept in self.ring.tensors]
 
-    def mean(self, length: int) -> torch.Tensor:
-        """The centre as far as the first `length` tokens tell."""
+    def mean(self, side: int, length: int) -> torch.Tensor:
+        """The centre of keys (0) or values (1) as far as the first `length` tokens tell."""
         n = min(length, self.needed)
-        return first_real_mean(self.ring.tensors[0][:, :, :n], self.real[:, :n], self.tokens)
+        return first_real_mean(self.ring.tensors[side][:, :, :n], self.real[:, :n], self.tokens)
 
     def map(self, change) -> None:
         self.ring.map(change)

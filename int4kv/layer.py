@@ -5,6 +5,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from . import ops
 from .config import Int4KVConfig, is_floating
+from .side import K, V
 from .storage import PackedChunk, PackedStorage
 
 
@@ -14,9 +15,10 @@ class Int4Layer(PackedStorage, CacheLayerMixin):
     is_compileable = False
     is_croppable = True
 
-    def __init__(self, config: Int4KVConfig, model_config=None, sliding_window: int | None = None, layer_idx: int = 0):
+    def __init__(self, config: Int4KVConfig, model_config=None, sliding_window: int | None = None, layer_idx: int = 0,
+                 num_layers: int = 1):
         CacheLayerMixin.__init__(self)
-        PackedStorage.__init__(self, config, sliding_window, layer_idx)
+        PackedStorage.__init__(self, config, sliding_window, layer_idx, num_layers)
         self.model_config = model_config
 
     def lazy_initialization(self, key_states, value_states=None):
@@ -58,19 +60,23 @@ class Int4Layer(PackedStorage, CacheLayerMixin):
         """Keys and values of a chunk's visible tokens, [batch, heads, tokens, head_dim] in the model's dtype."""
         if chunk.exact:
             return chunk.k, chunk.v
-        return self._dense_side(chunk, 0, self.centre, chunk.k), self._dense_side(chunk, 1, None, chunk.v)
+        return self._dense_side(chunk, K, chunk.k), self._dense_side(chunk, V, chunk.v)
 
-    def _dense_side(self, chunk, side, centre, new):
+    def _dense_side(self, chunk, which, new):
         exact_new = self.config.prefill == "exact"
         stop = chunk.end - new.shape[2] if exact_new else chunk.end
-        split = stop if chunk.recent is None else min(max(chunk.start, chunk.recent.start, stop - self.config.recent), stop)
-        options = dict(centre=centre, rotation=self.signs, dtype=self.dtype)
-        codes = chunk.codes.tensors[2 * side : 2 * side + 2]
-        parts = [ops.dequantize(*codes, chunk.start, split, self.head_dim, **options)]
-        if split < stop:
-            rows = chunk.recent.tensors[side]
-            parts.append(ops.dequantize(rows, rows[..., :0], split, stop, self.head_dim, **options))
+        sunk = min(max(chunk.start, self.sink.capacity), stop) if self.sink is not None else chunk.start
+        split = stop if chunk.recent is None else min(max(sunk, chunk.recent.start, stop - self._window(chunk.end)), stop)
+        pieces = [(None if self.sink is None else self.sink.tensors[which], chunk.start, sunk),
+                  (None, sunk, split), (None if chunk.recent is None else chunk.recent.tensors[which], split, stop)]
+        parts = [self._dequantized(chunk, which, *piece) for piece in pieces if piece[1] < piece[2]]
         return torch.cat(parts + [new.to(self.dtype)] * exact_new, dim=2)
+
+    def _dequantized(self, chunk, which, rows, begin, end):
+        """Tokens begin .. end of a side, from exact rows or, where there are none, from its codes."""
+        stored = chunk.codes.tensors[2 * which : 2 * which + 2] if rows is None else (rows, rows[..., :0].half())
+        return ops.dequantize(*stored, begin, end, self.head_dim, centre=self.centres[which], codebook=self.config.codebook,
+                              rotation=self.sides[which].rotation.read, dtype=self.dtype)
 
     def get_mask_sizes(self, query_length):
         """(key length, key offset) of the next mask; transformers before 5.5 passes cache_position, later a length."""

@@ -28,9 +28,9 @@ def backends() -> tuple[str, ...]:
     return tuple(key.lower() for key in ("MPS", "CUDA", "CPU") if has("int4kv::attend", key))
 
 
-def prepare(device: torch.device | str, head_dims: list[int]) -> list[str]:
+def prepare(device: torch.device | str, head_dims: list[int], k_bits: int = 4, v_bits: int = 4, codebook: str = "lloyd") -> list[str]:
     """Build a device's kernels before they are first needed. On mps: ["metallib" or "source", kernel, kernel, ...]; else []."""
-    return torch.ops.int4kv.prepare(torch.empty(0, device=device), head_dims)
+    return torch.ops.int4kv.prepare(torch.empty(0, device=device), head_dims, k_bits, v_bits, codebook)
 
 
 def _load():

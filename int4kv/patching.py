@@ -10,7 +10,7 @@ from transformers.utils import logging
 from . import ops
 from .attention import NAME
 from .cache import Int4Cache
-from .config import Int4KVConfig, head_dim_of, layer_windows, make_config, text_config
+from .config import Int4KVConfig, head_dim_of, layer_windows, make_config, pair, text_config
 
 OURS_TO_REPLACE = (None, "dynamic", "hybrid")  # cache_implementation values that mean "the default"
 PREALLOCATE = 65536  # tokens; a longer max_length is taken as a limit, not as a plan
@@ -37,7 +37,7 @@ def patch(model, config: Int4KVConfig | None = None, **overrides):
     Int4Cache(model.config, config)  # refuses what does not fit this model before anything is changed
     if is_patched(model):
         unpatch(model)
-    _prepare_kernels(model)
+    _prepare_kernels(model, config)
     previous = text_config(model.config)._attn_implementation
     _set_attention(model, NAME)
     model._prepare_cache_for_generation = partial(_prepare_cache, model)  # unlike a bound method it can be pickled
@@ -46,12 +46,15 @@ def patch(model, config: Int4KVConfig | None = None, **overrides):
     return model
 
 
-def _prepare_kernels(model) -> None:
+def _prepare_kernels(model, config) -> None:
     """Kernels that are compiled for a device are compiled now, not at the first token."""
     head_dim = head_dim_of(text_config(model.config))
+    layers = range(len(layer_windows(model.config)))
+    used = {pair(config.for_layer(i, len(layers)).bits) for i in layers}
     for device in {parameter.device for parameter in model.parameters()}:
         if device.type in ops.backends():
-            ops.prepare(device, [head_dim])
+            for k_bits, v_bits in used:
+                ops.prepare(device, [head_dim], k_bits, v_bits, config.codebook)
 
 
 def unpatch(model):

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from .cache import Int4Cache
-from .config import EXACT_BITS, ROLLBACK
+from .config import ROLLBACK
 from .patching import is_patched, last_cache
+from .side import K, V, Side
 
 FP16 = 2
 
@@ -14,7 +17,7 @@ class LayerReport:
     """One layer: bytes held now, and what fp16 keys and values of the same capacity take."""
 
     layer: int
-    bits: int
+    bits: str
     group_size: int
     window: int | None
     tokens: int
@@ -65,9 +68,9 @@ def report(model_or_cache, tokens: int | None = None) -> Report:
     if tokens is not None and (not isinstance(tokens, int) or tokens < 1):
         raise ValueError(f"tokens is {tokens!r}; accepted: None, 1 or more")
     if tokens is not None:
-        return Report(tuple(_planned(layer, cache, tokens) for layer in cache.layers), _signs(cache),
+        return Report(tuple(_planned(layer, cache, tokens) for layer in cache.layers), _rotations(cache),
                       f"full buffers after {tokens} tokens, batch size 1")
-    shared = cache.memory_footprint() - sum(layer.nbytes for layer in cache.layers)
+    shared = cache.rotation_bytes()
     return Report(tuple(_held(layer, cache) for layer in cache.layers), shared, f"held now, after {cache.get_seq_length()} tokens")
 
 
@@ -81,9 +84,14 @@ def _row(layer, cache, tokens, nbytes, batch):
     heads, head_dim, _ = cache.signature
     config = layer.config
     visible = min(tokens, layer.sliding_window - 1) if layer.is_sliding else tokens
-    skipped = "named in skip_layers" if config.bits == EXACT_BITS and layer.layer_idx in cache.config.skip_layers else ""
-    return LayerReport(layer.layer_idx, config.bits, config.group_size or head_dim, layer.sliding_window, tokens, nbytes,
-                       2 * batch * heads * visible * head_dim * FP16, skipped)
+    bits = str(config.k_bits) if config.k_bits == config.v_bits else f"{config.k_bits}/{config.v_bits}"
+    return LayerReport(layer.layer_idx, bits, config.group_size or head_dim, layer.sliding_window, tokens, nbytes,
+                       2 * batch * heads * visible * head_dim * FP16, _reason(layer, cache))
+
+
+def _reason(layer, cache) -> str:
+    skipped = [i % len(cache.layers) for i in cache.config.skip_layers]
+    return "named in skip_layers" if layer.layer_idx in skipped else ""
 
 
 def _held(layer, cache):
@@ -91,16 +99,27 @@ def _held(layer, cache):
 
 
 def _planned(layer, cache, tokens):
-    heads, head_dim, _ = cache.signature
-    config = layer.config
+    heads = cache.signature[0]
     capacity = layer.sliding_window - 1 + ROLLBACK if layer.is_sliding else tokens
-    row = head_dim * config.bits // 8
-    if config.bits != EXACT_BITS:
-        row += head_dim // (config.group_size or head_dim) * FP16
-    ring = (config.recent + ROLLBACK) * head_dim * FP16 if config.recent else 0
-    centre = 4 * head_dim if config.centre else 0
-    return _row(layer, cache, tokens, heads * (2 * (capacity * row + ring) + centre), 1)
+    return _row(layer, cache, tokens, heads * sum(_side_bytes(side, layer, capacity, tokens) for side in _sides(layer, cache)), 1)
 
 
-def _signs(cache) -> int:
-    return 4 * cache.signature[1] if cache.config.rotation else 0
+def _sides(layer, cache):
+    heads, head_dim, _ = cache.signature
+    found = layer.config.calibration.layers[layer.layer_idx] if layer.config.calibration is not None else None
+    return [Side(layer.config, which, heads, head_dim, torch.device("cpu"), found) for which in (K, V)]
+
+
+def _side_bytes(side, layer, capacity, tokens) -> int:
+    config = layer.config
+    width, numbers, dtype = side.row_sizes(torch.float16)
+    window = max(config.recent, config.start if tokens <= config.start else 0)
+    exact = (window + ROLLBACK if window else 0) + (0 if layer.is_sliding else config.sinks)
+    centre = 4 * side.head_dim if side.centre_kind else 0
+    return capacity * (width * dtype.itemsize + FP16 * numbers) + exact * side.head_dim * FP16 + centre
+
+
+def _rotations(cache) -> int:
+    """Bytes of rotations, each once: those made by name are shared by all layers, calibrated ones belong to a layer."""
+    used = {id(t): t for layer in cache.layers for side in _sides(layer, cache) for t in side.rotation if t is not None}
+    return sum(t.numel() * t.element_size() for t in used.values())

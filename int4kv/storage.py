@@ -1,18 +1,19 @@
 """What one layer holds and how a chunk gets in: packed codes of every token, exact rows of the newest, the centre.
 
                  end - window           end - recent   end
-    codes   |........|=====================================|      every token, 4 bits
+    codes   |........|=====================================|      every token, packed
     recent                    |----------[=================]      the newest rows, exact; the query's own window in [ ]
                               recent.start
+    sink    |==|                                                  the first rows, exact, when asked for
 """
 
 import torch
 
 from . import ops
 from .centre import EarlyRows
-from .config import EXACT_BITS, ROLLBACK, Int4KVConfig
+from .config import ROLLBACK, Int4KVConfig
 from .ring import TokenRing
-from .rotation import hadamard_signs
+from .side import K, V, Side
 
 GROWTH = 256  # tokens that a growing layer starts with
 RECORDED_ROLLBACK = 256  # tokens that a crop may take back at most while past states are recorded
@@ -37,8 +38,8 @@ class PackedChunk:
 class PackedStorage:
     """The buffers of one layer. store() takes keys and values [batch, num_key_value_heads, tokens, head_dim]."""
 
-    def __init__(self, config: Int4KVConfig, sliding_window: int | None, layer_idx: int):
-        self.config = config.for_layer(layer_idx)
+    def __init__(self, config: Int4KVConfig, sliding_window: int | None, layer_idx: int, num_layers: int):
+        self.config = config.for_layer(layer_idx, num_layers)
         self.sliding_window, self.layer_idx = sliding_window, layer_idx
         self.is_sliding = sliding_window is not None
         self.record_past = False  # transformers reads and clears it by this name
@@ -49,7 +50,8 @@ class PackedStorage:
         self.length, self.anchor = 0, 0
         self.codes: TokenRing | None = None
         self.recent: TokenRing | None = None
-        self.centre: torch.Tensor | None = None
+        self.sink: TokenRing | None = None
+        self.centres: list[torch.Tensor | None] = [None, None]
         self.early: EarlyRows | None = None
         self.is_initialized = False
 
@@ -57,10 +59,9 @@ class PackedStorage:
         """Shape, dtype and device of all that comes, from the first keys."""
         self.batch_size, self.num_heads, _, self.head_dim = k.shape
         self.dtype, self.device = k.dtype, k.device
-        self.group_size = self.config.group_size or self.head_dim
-        if self.head_dim % self.group_size:
-            raise ValueError(f"group_size is {self.group_size}; accepted: divisors of head_dim, {self.head_dim}")
-        self.signs = hadamard_signs(self.head_dim, self.device) if self.config.rotation else None
+        calibration = self.config.calibration
+        found = calibration.layers[self.layer_idx] if calibration is not None else None
+        self.sides = [Side(self.config, which, self.num_heads, self.head_dim, self.device, found) for which in (K, V)]
         self.is_initialized = True
 
     # ---- writing -------------------------------------------------------------------------------------------------
@@ -79,12 +80,19 @@ class PackedStorage:
         self._write(k[:, :, first - begin :], v[:, :, first - begin :], codes, recent, first)
         self._keep_newest(codes, recent, begin, first, end)
         self.length = end
-        return PackedChunk(self, k, v, codes, recent, start, end, self._exact_window(tokens), fresh)
+        return PackedChunk(self, k, v, codes, recent, start, end, self._exact_window(tokens, end), fresh)
 
     def _write(self, k, v, codes, recent, position):
-        rows = {} if recent is None else {"k_recent": recent.tensors[0], "v_recent": recent.tensors[1]}
-        ops.quantize_kv(k, v, *codes.tensors, position, k_centre=self.centre, k_rotation=self.signs,
-                        v_rotation=self.signs, **rows)
+        rows = {} if recent is None else {"k_recent": recent.tensors[K], "v_recent": recent.tensors[V]}
+        self._quantize(k, v, codes.tensors, position, **rows)
+        if self.sink is not None and position < self.sink.capacity:
+            k_rows, v_rows = self.sink.tensors
+            first = slice(self.sink.capacity - position)
+            self._quantize(k[:, :, first], v[:, :, first], (k_rows, k_rows[..., :0].half(), v_rows, v_rows[..., :0].half()), position)
+
+    def _quantize(self, k, v, tensors, position, **rows):
+        ops.quantize_kv(k, v, *tensors, position, k_centre=self.centres[K], v_centre=self.centres[V], codebook=self.config.codebook,
+                        k_rotation=self.sides[K].rotation.write, v_rotation=self.sides[V].rotation.write, **rows)
 
     def _keep_newest(self, codes, recent, begin, first, end):
         for mine, written in ((self.codes, codes), (self.recent, recent)):
@@ -95,22 +103,29 @@ class PackedStorage:
                 mine.copy_from(written, max(written.start, end - mine.capacity), end)
                 mine.wrote(begin, written.start, end)
 
-    def _exact_window(self, tokens):
+    def _exact_window(self, tokens, end):
         """How many newest tokens a query reads exactly; in exact prefill a chunk reads all of itself so."""
-        return self.config.recent + (tokens if self.config.prefill == "exact" and tokens > 1 else 0)
+        return self._window(end) + (tokens if self.config.prefill == "exact" and tokens > 1 else 0)
+
+    def _window(self, end):
+        """Exact rows behind a query: those of the ring, or the whole of a sequence of up to config.start tokens."""
+        return max(self.config.recent, self.config.start if end <= self.config.start else 0)
 
     def _settle_centre(self, k, v, begin, end):
-        if self.config.centre == "calibrated" and self.centre is None:
-            self.centre = self.config.centres[self.layer_idx].to(k.device, torch.float32).expand(len(k), -1, -1)
-        if self.config.centre != "prompt" or begin == end:
+        for which, side in enumerate(self.sides):
+            if side.centre_kind == "calibrated" and self.centres[which] is None:
+                self.centres[which] = side.calibrated_centre(len(k))
+        if begin == end or not any(side.centre_kind == "prompt" for side in self.sides):
             return
-        if self.centre is None:
+        if begin == 0:
             self.early = EarlyRows(k, v, self.config.centre_tokens, self.padding)
         if self.early is None:
             return
         self.early.add(k, v, begin)
-        if self.centre is None or (end >= self.early.needed and not self.early.settled):
-            self.centre, self.early.settled = self.early.mean(end), end >= self.early.needed
+        if begin == 0 or (end >= self.early.needed and not self.early.settled):
+            self.early.settled = end >= self.early.needed
+            for which, side in enumerate(self.sides):
+                self.centres[which] = self.early.mean(which, end) if side.centre_kind == "prompt" else self.centres[which]
             first = max(begin - self.codes.capacity, 0)
             self._write(*self.early.rows(first, begin), self.codes, self.recent, first)
         if end >= self.early.needed + ROLLBACK:  # no crop can unsettle it any more
@@ -129,13 +144,21 @@ class PackedStorage:
         end, rollback = self.length + tokens, self._rollback(tokens)
         if self.codes is None:
             self.codes = TokenRing(self._new_codes(self._capacity(end, rollback)))
-            self.recent = TokenRing(self._new_recent(self.config.recent + rollback)) if self.config.recent else None
+            self.sink = TokenRing(self._new_rows(self.config.sinks)) if self.config.sinks and not self.is_sliding else None
         needed = self.sliding_window - 1 + rollback if self.is_sliding else end
         if needed > self.codes.capacity:
             grown = needed if self.is_sliding else max(needed, 2 * self.codes.capacity)
             self.codes = self.codes.resized(min(grown, self.config.max_cache_len or grown), self.length)
-        if self.recent is not None and self.config.recent + rollback > self.recent.capacity:
-            self.recent = self.recent.resized(self.config.recent + rollback, self.length)
+        self._reserve_recent(end, rollback)
+
+    def _reserve_recent(self, end, rollback):
+        window = self._window(end)
+        if window == 0:
+            self.recent = None
+        elif self.recent is None:
+            self.recent = TokenRing(self._new_rows(window + rollback), start=self.length)
+        elif window + rollback > self.recent.capacity or (self.config.start and window + rollback < self.recent.capacity):
+            self.recent = self.recent.resized(window + rollback, self.length)
 
     def _capacity(self, end, rollback):
         if self.is_sliding:
@@ -143,19 +166,18 @@ class PackedStorage:
         return self.config.max_cache_len or max(end, self.expected_length or GROWTH)
 
     def _new_codes(self, capacity):
-        shape = (self.batch_size, self.num_heads, capacity)
-        if self.config.bits == EXACT_BITS:
-            width, groups, dtype = self.head_dim, 0, self.dtype
-        else:
-            width, groups, dtype = self.head_dim // 2, self.head_dim // self.group_size, torch.uint8
-        codes = [torch.zeros(*shape, width, dtype=dtype, device=self.device) for _ in range(2)]
-        scales = [torch.zeros(*shape, groups, dtype=torch.float16, device=self.device) for _ in range(2)]
-        return [codes[0], scales[0], codes[1], scales[1]]
+        held = []
+        for side in self.sides:
+            width, numbers, dtype = side.row_sizes(self.dtype)
+            held += [self._zeros(capacity, width, dtype), self._zeros(capacity, numbers, torch.float16)]
+        return held
 
-    def _new_recent(self, rows):
-        dtype = self.dtype if self.config.bits == EXACT_BITS else torch.float16
-        shape = (self.batch_size, self.num_heads, rows, self.head_dim)
-        return [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2)]
+    def _new_rows(self, rows):
+        dtype = self.dtype if self.config.is_exact else torch.float16
+        return [self._zeros(rows, self.head_dim, dtype) for _ in self.sides]
+
+    def _zeros(self, rows, width, dtype):
+        return torch.zeros(self.batch_size, self.num_heads, rows, width, dtype=dtype, device=self.device)
 
     def _room(self, ring, visible, begin):
         """The ring itself, or for a chunk that would overwrite what it still reads a transient larger copy."""
@@ -163,9 +185,9 @@ class PackedStorage:
 
     def _recent_room(self, tokens, begin):
         if self.recent is not None:
-            return self._room(self.recent, self.config.recent + tokens, begin)
-        exact = self.config.prefill == "exact" and self.config.bits != EXACT_BITS and tokens > 1
-        return TokenRing(self._new_recent(tokens), start=begin) if exact else None
+            return self._room(self.recent, self._window(begin + tokens) + tokens, begin)
+        exact = self.config.prefill == "exact" and not self.config.is_exact and tokens > 1
+        return TokenRing(self._new_rows(tokens), start=begin) if exact else None
 
     # ---- editing and accounting ----------------------------------------------------------------------------------
 
@@ -182,16 +204,15 @@ class PackedStorage:
         if self.early is not None:
             self.early.settled = self.early.settled and end >= self.early.needed
         if end == 0:
-            self.centre = self.early = None
+            self.centres, self.early = [None, None], None
         self.length = self.anchor = end
 
     def map(self, change):
         """Replace every tensor by change(tensor): reorder, select, move."""
-        for held in (self.codes, self.recent, self.early):
+        for held in (self.codes, self.recent, self.sink, self.early):
             if held is not None:
                 held.map(change)
-        if self.centre is not None:
-            self.centre = change(self.centre)
+        self.centres = [None if centre is None else change(centre) for centre in self.centres]
         if self.codes is not None:
             self.batch_size = self.codes.tensors[0].shape[0]
 
@@ -202,9 +223,11 @@ class PackedStorage:
             held |= zip(("k_codes", "k_scales", "v_codes", "v_scales"), self.codes.tensors)
         if self.recent is not None:
             held |= zip(("k_recent", "v_recent"), self.recent.tensors)
+        if self.sink is not None:
+            held |= zip(("k_sink", "v_sink"), self.sink.tensors)
         if self.early is not None:
             held |= zip(("k_early", "v_early", "early_real"), (*self.early.ring.tensors, self.early.real))
-        return held if self.centre is None else held | {"centre": self.centre}
+        return held | {f"{'kv'[i]}_centre": centre for i, centre in enumerate(self.centres) if centre is not None}
 
     @property
     def nbytes(self) -> int:

@@ -7,7 +7,7 @@ import torch
 from devices import DEVICE, on_cpu, on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_format import buffers
+from test_format import BITS, CODEBOOKS, buffers
 
 from int4kv import ops, reference
 from int4kv.rotation import hadamard_signs
@@ -20,20 +20,32 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 class Stored:
     """Random keys and values behind quantize_kv, tokens first .. end of a ring of the given capacity."""
 
-    def __init__(self, batch, heads, head_dim, first, end, capacity, rows=0, group_size=None, seed=0, plain=False, logits=1.0):
+    def __init__(self, batch, heads, head_dim, first, end, capacity, rows=0, group_size=None, seed=0, plain=False, logits=1.0,
+                 bits=(4, 4), codebook="uniform", sinks=0, centred=False):
         generator = torch.Generator().manual_seed(seed)
         self.k, self.v = (torch.randn(batch, heads, end - first, head_dim, generator=generator) for _ in range(2))
         self.k, self.v = on_device((self.k * logits, self.v))
         self.signs, self.first, self.end = None if plain else hadamard_signs(head_dim, DEVICE), first, end
-        self.k_side, self.v_side = (self._side(batch, heads, head_dim, capacity, rows, group_size, plain) for _ in range(2))
+        self.k_side, self.v_side = (self._side(batch, heads, head_dim, capacity, rows, group_size, plain, b, codebook) for b in bits)
+        self.v_centre = self.v.mean(2) if centred else None
+        self.codebook, written = codebook, dict(k_rotation=self.signs, v_rotation=self.signs, v_centre=self.v_centre)
         recent = dict(k_recent=self.k_side[2], v_recent=self.v_side[2]) if rows else {}
         for t in range(first, end, capacity):
             piece = slice(t - first, min(t + capacity, end) - first)
-            ops.quantize_kv(self.k[:, :, piece], self.v[:, :, piece], *self.sides, t, k_rotation=self.signs, v_rotation=self.signs, **recent)
-        self.options = dict(k_rotation=self.signs, v_rotation=self.signs, recent_start=max(first, end - rows) if rows else 0, **recent)
+            ops.quantize_kv(self.k[:, :, piece], self.v[:, :, piece], *self.sides, t, codebook=codebook, **written, **recent)
+        self.options = written | dict(recent_start=max(first, end - rows) if rows else 0, codebook=codebook) | recent
+        if sinks:
+            self.options |= dict(zip(("k_sink", "v_sink"), self._first_rows(sinks, written)))
 
-    def _side(self, batch, heads, head_dim, capacity, rows, group_size, plain):
-        side = buffers(batch, heads, capacity, head_dim, group_size, recent=rows)
+    def _first_rows(self, sinks, written):
+        plain = [x.new_zeros(*x.shape[:2], sinks, x.shape[3]).half() for x in (self.k, self.v)]
+        n = max(min(sinks - self.first, self.k.shape[2]), 0)
+        none = plain[0][..., :0]
+        ops.quantize_kv(self.k[:, :, :n], self.v[:, :, :n], plain[0], none, plain[1], none, self.first, **written)
+        return plain
+
+    def _side(self, batch, heads, head_dim, capacity, rows, group_size, plain, bits, codebook):
+        side = buffers(batch, heads, capacity, head_dim, group_size, rows, bits, codebook)
         if plain:
             side[:2] = [torch.zeros(batch, heads, capacity, head_dim, device=DEVICE), side[1][..., :0]]
         return side
@@ -109,6 +121,51 @@ def test_long_sequences_are_split_among_cores(group, head_dim, keys, window):
 def test_every_number_of_scales(head_dim, group, count, group_size):
     stored = Stored(2, 2, head_dim, 7, 77, 80, rows=20, group_size=group_size)
     check(stored, queries(2, 2 * group, count, head_dim), 7, 77, recent_window=8)
+
+
+@pytest.mark.parametrize("codebook", CODEBOOKS)
+@pytest.mark.parametrize("bits", itertools.product(BITS, BITS))
+def test_every_width_and_codebook(bits, codebook):
+    """K and V apart; every head_dim, group and count of queries among the combinations."""
+    n = 4 * bits[0] + bits[1] + CODEBOOKS.index(codebook)
+    for head_dim, group, count in ((64, 1 + n % 3, 1), (128, 4 + n % 4, 1 + 4 * (n % 2)), (256, 1 + n % 6, 1), (96, 2, 3)):
+        stored = Stored(2, 2, head_dim, 7, 77, 80, rows=20, bits=bits, codebook=codebook)
+        check(stored, queries(2, 2 * group, count, head_dim), 7, 77, recent_window=8, window=n % 2 * 50)
+
+
+@pytest.mark.parametrize("codebook", CODEBOOKS)
+def test_groups_of_every_codebook(codebook):
+    for head_dim, group_size in ((64, 32), (128, 32), (128, 64), (256, 128)):
+        stored = Stored(1, 2, head_dim, 0, 70, 70, group_size=group_size, bits=(5, 3), codebook=codebook)
+        check(stored, queries(1, 6, 2, head_dim), 0, 70)
+
+
+@pytest.mark.parametrize("group, count", [(1, 1), (2, 1), (4, 1), (3, 5)])
+@pytest.mark.parametrize("first, sinks, keys", [(0, 4, 70), (0, 1, 70), (3, 8, 70), (0, 40, 20), (20, 8, 40), (0, 6, 1500)])
+def test_sinks_are_read_exactly(first, sinks, keys, group, count):
+    """Also when attention starts behind them, when all is a sink, and when the tokens are split."""
+    for head_dim in (64, 96, 128):
+        stored = Stored(2, 2, head_dim, first, first + keys, keys + 3, rows=12, sinks=sinks, codebook="lloyd", bits=(4, 3))
+        check(stored, queries(2, 2 * group, count, head_dim), first, first + keys, recent_window=5)
+
+
+@pytest.mark.parametrize("group, count, keys", [(1, 1, 40), (4, 1, 40), (2, 6, 40), (1, 1, 2000), (6, 1, 2000)])
+def test_the_centre_of_values_is_added_once(group, count, keys):
+    stored = Stored(2, 2, 128, 0, keys, keys, rows=10, centred=True, codebook="lloyd")
+    mask = torch.ones(2, 1, count, keys, dtype=torch.bool)
+    mask[1, :, 0] = False  # a query that sees nothing stays 0
+    out = check(stored, queries(2, 2 * group, count, 128), 0, keys, recent_window=4, mask=on_device(mask), causal=False)
+    assert (out[1, :, 0] == 0).all()
+
+
+@pytest.mark.parametrize("block", [2, 16, 32, 64, 128])
+def test_rotations_in_blocks(block):
+    stored = Stored(1, 2, 128, 0, 50, 50, plain=True)
+    rotations = dict(k_rotation=hadamard_signs(128, DEVICE).view(-1, block), v_rotation=hadamard_signs(128, DEVICE).view(-1, block))
+    ops.quantize_kv(stored.k, stored.v, *stored.sides, 0, **rotations)
+    stored.options |= rotations
+    for group in (1, 4):
+        check(stored, queries(1, 2 * group, 2, 128), 0, 50)
 
 
 @pytest.mark.parametrize("head_dim, group, count", itertools.product([32, 96, 128, 256], [1, 2, 4], [1, 5]))

@@ -11,9 +11,9 @@ from tiny_models import random_ids, tiny_gemma3, tiny_qwen2
 
 import int4kv
 from int4kv.attention import attend_chunk
+from int4kv.codebook import decode
 from int4kv.config import ROLLBACK
 from int4kv.layer import Int4Layer
-from int4kv.reference import decode
 
 
 def chunk(tokens, batch=1, heads=2, head_dim=64, seed=0):
@@ -36,7 +36,7 @@ def fill(target, k, v, sizes):
 def stored_keys(target, first, end):
     codes, scales = target.codes.tensors[:2]
     slots = torch.arange(first, end) % target.codes.capacity
-    return decode(codes.cpu()[:, :, slots], scales.cpu()[:, :, slots])
+    return decode(codes.cpu()[:, :, slots], scales.cpu()[:, :, slots], target.head_dim, target.config.codebook)
 
 
 @pytest.mark.parametrize("window", [None, 1, 2, 24, 100])
@@ -176,18 +176,18 @@ def test_centre_is_the_mean_of_the_first_real_keys():
     target.padding = torch.ones(2, 50, dtype=torch.long)
     target.padding[1, :10] = 0
     fill(target, k, v, [50])
-    assert torch.allclose(target.centre[0], k[0, :, :32].mean(1), atol=1e-6)
-    assert torch.allclose(target.centre[1], k[1, :, 10:42].mean(1), atol=1e-6)
-    frozen = target.centre.clone()
+    assert torch.allclose(target.centres[0][0], k[0, :, :32].mean(1), atol=1e-6)
+    assert torch.allclose(target.centres[0][1], k[1, :, 10:42].mean(1), atol=1e-6)
+    frozen = target.centres[0].clone()
     target.update(*chunk(90, batch=2, seed=5))
-    assert torch.equal(target.centre, frozen) and target.early is None
+    assert torch.equal(target.centres[0], frozen) and target.early is None
 
 
 def test_centre_works_from_a_single_token():
     k, v = chunk(1)
     target = layer()
     fill(target, k, v, [1])
-    assert torch.equal(target.centre, k[:, :, 0])
+    assert torch.equal(target.centres[0], k[:, :, 0])
 
 
 @pytest.mark.parametrize("window", [None, 24])
@@ -198,7 +198,7 @@ def test_centre_and_codes_do_not_depend_on_the_chunks(window, sizes):
     whole, split = layer(window, prefill="packed"), layer(window, prefill="packed")
     fill(whole, k, v, [100])
     fill(split, k, v, sizes)
-    assert torch.equal(whole.centre, split.centre)
+    assert torch.equal(whole.centres[0], split.centres[0])
     first = 100 - 23 if window else 0
     assert torch.equal(stored_keys(whole, first, 100), stored_keys(split, first, 100))
     newest = torch.arange(100 - 32, 100) % 64
@@ -215,19 +215,8 @@ def test_rejected_drafts_do_not_stay_in_the_centre():
     drafted.crop(-20)
     for t in range(20, 60):
         drafted.update(k[:, :, t : t + 1], v[:, :, t : t + 1])
-    assert torch.equal(plain.centre, drafted.centre)
+    assert torch.equal(plain.centres[0], drafted.centres[0])
     assert torch.equal(stored_keys(plain, 0, 60), stored_keys(drafted, 0, 60))
-
-
-def test_calibrated_centres():
-    model = tiny_qwen2()
-    centres = int4kv.calibrate(model, random_ids(2, 30))
-    assert len(centres) == 2 and centres[0].shape == (2, 32)
-    with int4kv.patched(model, centre="calibrated", centres=centres):
-        cache = model(random_ids(1, 5), use_cache=True).past_key_values
-    assert torch.equal(cache.layers[1].centre[0], centres[1])
-    with pytest.raises(ValueError, match=r"centres has 2 layers; accepted: 3"):
-        int4kv.Int4Cache(tiny_gemma3().config, centre="calibrated", centres=centres)
 
 
 FULL = [(128, 4096, 3.65), (256, 4096, 3.7), (128, 32768, 3.84), (256, 32768, 3.9)]
@@ -286,11 +275,16 @@ def test_dense_tensors_under_another_attention():
 
 
 BAD_CONFIG = [
-    (dict(bits=5), "bits is 5; accepted: 4"), (dict(group_size=48), "group_size is 48; accepted: None"),
+    (dict(bits=6), "bits is 6; accepted: 3, 4, 5, 8, 16"), (dict(bits=(4, 4, 4)), r"bits is \(4, 4, 4\); accepted: one value or a pair"),
+    (dict(bits=True), "bits is True"), (dict(codebook="nf4"), "codebook is 'nf4'; accepted: 'lloyd'"), (dict(group_size=48), "group_size is 48; accepted: None"),
     (dict(rotation="fft"), "rotation is 'fft'"), (dict(centre="mean"), "centre is 'mean'; accepted: 'prompt'"),
-    (dict(centre="calibrated"), "centres is None; accepted: the result of int4kv.calibrate"),
+    (dict(centre="calibrated"), "calibration is None; accepted: the result of int4kv.calibrate, for centre"),
+    (dict(rotation=("hadamard", "learned")), "calibration is None; accepted: the result of int4kv.calibrate, for rotation"),
+    (dict(channel_lambda=True), "calibration is None; .* for channel_lambda"), (dict(hadamard_block=8), "hadamard_block is 8"),
+    (dict(layer_bits={0: 7}), "layer_bits is 7"), (dict(layer_bits={0.5: 4}), "layer_bits is 0.5"),
+    (dict(sinks=-1), "sinks is -1"), (dict(start=-1), "start is -1"),
     (dict(recent=-1), "recent is -1"), (dict(recent=1.5), "recent is 1.5"), (dict(prefill="fast"), "prefill is 'fast'"),
-    (dict(max_cache_len=0), "max_cache_len is 0"), (dict(skip_layers=[-1]), r"skip_layers is \(-1,\)"),
+    (dict(max_cache_len=0), "max_cache_len is 0"), (dict(skip_layers=[0.5]), r"skip_layers is \(0.5,\)"),
     (dict(centre_tokens=0), "centre_tokens is 0"),
 ]
 
@@ -309,8 +303,8 @@ def test_unknown_option_is_named():
 
 
 def test_config_as_plain_values():
-    values = int4kv.Int4KVConfig(recent=8, skip_layers=[1]).to_dict()
-    assert int4kv.Int4KVConfig(**values) == int4kv.Int4KVConfig(recent=8, skip_layers=(1,))
+    config = int4kv.Int4KVConfig(bits=(8, 4), recent=8, skip_layers=[1], layer_bits={0: 8, -1: (5, 3)}, rotation=["hadamard", None])
+    assert int4kv.Int4KVConfig(**config.to_dict()) == config
 
 
 def test_bad_chunks_are_refused_before_anything_is_written():

@@ -58,12 +58,13 @@ def test_plain_rows_are_stored_as_they_are():
 
 
 def test_quantize_kv_is_two_quantizes():
-    k, v, centre, signs = rows(2, 2, 7, 64), rows(2, 2, 7, 64, seed=1).bfloat16(), rows(1, 2, 64), hadamard_signs(64, DEVICE)
-    both, apart = buffers(2, 2, 9, 64, recent=4) + buffers(2, 2, 9, 64, recent=4), buffers(2, 2, 9, 64, recent=4) + buffers(2, 2, 9, 64, recent=4)
-    ops.quantize_kv(k, v, both[0], both[1], both[3], both[4], 3, k_centre=centre, k_rotation=signs, v_rotation=signs,
-                    k_recent=both[2], v_recent=both[5])
-    ops.quantize(k, apart[0], apart[1], 3, centre=centre, rotation=signs, recent=apart[2])
-    ops.quantize(v, apart[3], apart[4], 3, rotation=signs, recent=apart[5])
+    k, v, signs = rows(2, 2, 7, 64), rows(2, 2, 7, 64, seed=1).bfloat16(), hadamard_signs(64, DEVICE)
+    k_centre, v_centre = rows(1, 2, 64), rows(2, 2, 64, seed=2)
+    both, apart = (buffers(2, 2, 9, 64, recent=4, bits=8) + buffers(2, 2, 9, 64, recent=4, bits=3) for _ in range(2))
+    ops.quantize_kv(k, v, both[0], both[1], both[3], both[4], 3, k_centre=k_centre, v_centre=v_centre, k_rotation=signs,
+                    v_rotation=signs.view(4, 16), k_recent=both[2], v_recent=both[5], codebook="lloyd")
+    ops.quantize(k, apart[0], apart[1], 3, centre=k_centre, rotation=signs, recent=apart[2], codebook="lloyd")
+    ops.quantize(v, apart[3], apart[4], 3, centre=v_centre, rotation=signs.view(4, 16), recent=apart[5], codebook="lloyd")
     assert all(same_bits(a, b) for a, b in zip(both, apart))
 
 
@@ -108,7 +109,7 @@ BAD = [
     (dict(x=torch.zeros(1, 2, 32)), ValueError, r"x has shape \[1, 2, 32\]; accepted is \[batch"),
     (dict(x=torch.zeros(1, 1, 2, 48)), ValueError, "head_dim is 48; accepted are multiples of 32"),
     (dict(x=torch.zeros(1, 1, 2, 288)), ValueError, "head_dim is 288"),
-    (dict(x=torch.zeros(1, 1, 2, 64)), ValueError, r"codes has 16 bytes for head_dim 64; accepted are 32 \(4 bits\)"),
+    (dict(x=torch.zeros(1, 1, 2, 64)), ValueError, r"codes has 16 bytes for head_dim 64; accepted are 24 \(3 bits\), 32 \(4 bits\), 40 \(5 bits\) and 64 \(8 bits\)"),
     (dict(x=torch.zeros(2, 1, 2, 32)), ValueError, r"x has shape \[2, 1, 2, 32\]; accepted are the batch and head sizes"),
     (dict(x=torch.zeros(1, 1, 5, 32)), ValueError, "x has 5 tokens; accepted are up to the capacity, 4"),
     (dict(codes=torch.zeros(1, 1, 4, 16, dtype=torch.int8)), TypeError, "codes has dtype Char"),
@@ -116,12 +117,15 @@ BAD = [
     (dict(scales=torch.zeros(1, 1, 4, 1)), TypeError, "scales has dtype Float; accepted is float16"),
     (dict(scales=torch.zeros(1, 1, 3, 1, dtype=torch.float16)), ValueError, "scales has capacity 3"),
     (dict(scales=torch.zeros(1, 1, 4, 2, dtype=torch.float16)), ValueError, "scales has 2 groups for head_dim 32"),
+    (dict(codebook="asymmetric"), ValueError, "scales has 0 groups for head_dim 32; .* 2 numbers each"),
+    (dict(rotation=torch.ones(3, 11)), ValueError, r"rotation has shape \[3, 11\]"),
+    (dict(rotation=torch.ones(2, 8)), ValueError, r"rotation has shape \[2, 8\]"),
     (dict(position=-1), ValueError, "position is -1; accepted is 0 or more"),
     (dict(centre=torch.zeros(1, 32)), ValueError, r"centre has shape \[1, 32\]"),
     (dict(centre=torch.zeros(1, 1, 32).half()), TypeError, "centre has dtype Half"),
     (dict(rotation=torch.ones(64)), ValueError, r"rotation has shape \[64\]; accepted are \[32\]"),
     (dict(recent=torch.zeros(1, 1, 0, 32)), ValueError, "recent has shape"),
-    (dict(codebook="lloyd9"), ValueError, "codebook is 'lloyd9'; accepted is 'uniform'"),
+    (dict(codebook="lloyd9"), ValueError, "codebook is 'lloyd9'; accepted are 'uniform', 'lloyd', 'absmax' and 'asymmetric'"),
 ]
 
 

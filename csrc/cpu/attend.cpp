@@ -1,9 +1,9 @@
 // attend: o = R_v^T softmax2(q' K'^T) V', straight from the packed rows; q' = log2(e) * scale * R_k q.
 //
-// Every query row reads two sources over one token axis: codes for the old tokens, exact rows for its newest ones.
+// Every query row reads its sources over one token axis: codes for the old tokens, exact rows for the first and for its newest ones.
 //
-//   start      lo                     exact                p     end
-//     |--------|=======codes===========|======recent=======|------|      lo: window;  p: the query's own position
+//   start  lo      sunk                exact                p     end
+//     |----|=sinks=|=======codes=========|======recent======|------|      lo: window;  p: the query's own position
 //
 // Work item = (batch, kv head, block of query positions, split of the token axis). An item decodes tiles of keys and
 // values once for all its rows (positions x heads of the group) and keeps a running maximum, as flash attention does.
@@ -106,18 +106,18 @@ INT4KV_CLONES void accumulate(
   }
 }
 
-// The tokens one query row may read: codes in [lo, exact), exact rows in [exact, hi).
+// The tokens one query row may read: exact rows in [lo, sunk) and [exact, hi), codes in between.
 struct Span {
-  int64_t lo, exact, hi;
+  int64_t lo, sunk, exact, hi;
 };
 
 struct Attention {
   Rows q, out;
   Source k, v;
-  std::optional<Source> k_recent, v_recent;
+  std::optional<Source> k_recent, v_recent, k_sink, v_sink;
   std::optional<Rows> mask;
   Rotation k_rotation, v_rotation;
-  at::Tensor partial, maxima, sums;
+  at::Tensor v_centre, partial, maxima, sums;
   int64_t batch, heads, kv_heads, queries, head_dim, start, end, recent_start, recent_window, window, splits;
   float scale, softcap;
   bool causal;
@@ -131,8 +131,9 @@ struct Attention {
     const int64_t p = end - queries + query;
     const int64_t hi = causal ? std::clamp(p + 1, start, end) : end;
     const int64_t lo = window > 0 ? std::clamp(p - window + 1, start, hi) : start;
+    const int64_t sunk = std::clamp(k_sink ? k_sink->codes.capacity : 0, lo, hi);
     const int64_t exact = k_recent ? std::max(recent_start, p - recent_window + 1) : end;
-    return {lo, std::clamp(exact, lo, hi), hi};
+    return {lo, sunk, std::clamp(exact, sunk, hi), hi};
   }
   void run(int64_t item) const;
   void merge(int64_t row) const;
@@ -174,7 +175,7 @@ struct Block {
     const float factor = a.softcap > 0 ? a.scale : a.scale * kLog2e;
     for (int64_t c = 0; c < a.head_dim; ++c) row[c] *= factor;
     Span s = a.span(query(r));
-    spans.push_back({std::clamp(s.lo, from, to), std::clamp(s.exact, from, to), std::clamp(s.hi, from, to)});
+    spans.push_back({std::clamp(s.lo, from, to), std::clamp(s.sunk, from, to), std::clamp(s.exact, from, to), std::clamp(s.hi, from, to)});
   }
 
   // One source over the tokens [first, last)(span) of every row.
@@ -230,7 +231,8 @@ struct Block {
 
 void Attention::run(int64_t item) const {
   Block block(*this, item);
-  block.read(k, v, [](const Span& s) { return std::pair(s.lo, s.exact); });
+  if (k_sink) block.read(*k_sink, *v_sink, [](const Span& s) { return std::pair(s.lo, s.sunk); });
+  block.read(k, v, [](const Span& s) { return std::pair(s.sunk, s.exact); });
   if (k_recent) block.read(*k_recent, *v_recent, [](const Span& s) { return std::pair(s.exact, s.hi); });
   const int64_t split = item % splits;
   for (int64_t r = 0; r < block.rows; ++r) {
@@ -257,6 +259,10 @@ void Attention::merge(int64_t row) const {
   for (int64_t c = 0; c < head_dim; ++c) joined[c] *= inverse;
   const int64_t head = row / queries % heads;
   v_rotation.invert(joined, head / group(), head_dim);
+  if (v_centre.defined() && total != 0.0f) {
+    const float* c = v_centre.const_data_ptr<float>() + (row / queries / heads * kv_heads + head / group()) * head_dim;
+    for (int64_t i = 0; i < head_dim; ++i) joined[i] += c[i];
+  }
   store_row(out, row / queries / heads, head, row % queries, head_dim, joined);
 }
 
@@ -265,8 +271,8 @@ int64_t count_splits(int64_t items, int64_t keys) {
   return std::clamp<int64_t>(keys / kMinSplit, 1, std::max<int64_t>(wanted, 1));
 }
 
-std::optional<Source> recent_source(const OptionalTensor& recent, int64_t recent_window) {
-  return recent && recent_window > 0 ? std::optional<Source>(Source(*recent)) : std::nullopt;
+std::optional<Source> plain_source(const OptionalTensor& rows, bool used = true) {
+  return rows && used ? std::optional<Source>(Source(*rows)) : std::nullopt;
 }
 
 std::optional<Rows> expanded_mask(const OptionalTensor& mask, const at::Tensor& q, int64_t keys) {
@@ -277,17 +283,20 @@ std::optional<Rows> expanded_mask(const OptionalTensor& mask, const at::Tensor& 
 at::Tensor attend(
     const at::Tensor& q, const at::Tensor& k_codes, const at::Tensor& k_scales, const at::Tensor& v_codes,
     const at::Tensor& v_scales, int64_t start, int64_t end, double scale, const OptionalTensor& k_rotation,
-    const OptionalTensor& v_rotation, const OptionalTensor& k_recent, const OptionalTensor& v_recent, int64_t recent_start,
-    int64_t recent_window, const OptionalTensor& mask, bool causal, int64_t window, double softcap, std::string_view codebook) {
+    const OptionalTensor& v_rotation, const OptionalTensor& v_centre, const OptionalTensor& k_recent, const OptionalTensor& v_recent,
+    int64_t recent_start, int64_t recent_window, const OptionalTensor& k_sink, const OptionalTensor& v_sink, const OptionalTensor& mask,
+    bool causal, int64_t window, double softcap, std::string_view codebook) {
   check_attend(
-      q, {k_codes, k_scales, k_recent}, {v_codes, v_scales, v_recent}, start, end, k_rotation, v_rotation, recent_start,
-      recent_window, mask, window, softcap, codebook);
+      q, {k_codes, k_scales, k_recent, k_sink}, {v_codes, v_scales, v_recent, v_sink}, start, end, k_rotation, v_rotation, v_centre,
+      recent_start, recent_window, mask, window, softcap, codebook);
+  const int book = codebook_of(codebook);
   const int64_t batch = q.size(0), heads = q.size(1), queries = q.size(2), head_dim = q.size(3);
   const at::Tensor out = at::empty({batch, queries, heads, head_dim}, q.options()).transpose(1, 2);
   Attention a{
-      Rows(q), Rows(out), Source(k_codes, k_scales), Source(v_codes, v_scales), recent_source(k_recent, recent_window),
-      recent_source(v_recent, recent_window), expanded_mask(mask, q, end - start),
-      Rotation(k_rotation), Rotation(v_rotation), {}, {}, {}, batch, heads, k_codes.size(1), queries, head_dim,
+      Rows(q), Rows(out), Source(k_codes, k_scales, head_dim, book), Source(v_codes, v_scales, head_dim, book),
+      plain_source(k_recent, recent_window > 0), plain_source(v_recent, recent_window > 0), plain_source(k_sink), plain_source(v_sink),
+      expanded_mask(mask, q, end - start), Rotation(k_rotation, head_dim), Rotation(v_rotation, head_dim),
+      v_centre ? v_centre->expand({batch, -1, -1}).contiguous() : at::Tensor(), {}, {}, {}, batch, heads, k_codes.size(1), queries, head_dim,
       start, end, recent_start, recent_window, window, 1,
       static_cast<float>(scale), static_cast<float>(softcap), causal};
   const int64_t items = batch * a.kv_heads * a.blocks();

@@ -1,18 +1,12 @@
 // quantize: x -> centre -> rotate -> scale -> round -> pack, one pass per row, straight into the cache.
-// The arithmetic and its order are format.h's: a * b + c stays two roundings.
-#if defined(__clang__)
-#pragma STDC FP_CONTRACT OFF
-#elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off")
-#endif
-
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <cmath>
-#include <cstring>
 
+#include "codebook.h"
+#include "planes.h"
 #include "rotation.h"
 #include "rows.h"
 
@@ -21,61 +15,11 @@ namespace {
 
 constexpr int64_t kRowsPerThread = 32; // about 35 us of work at head_dim 128 (1.1 us a row, AVX2); chosen, not tuned
 
-uint32_t largest_bits(const float* x, int64_t n) {
-  uint32_t largest = 0;
-  for (int64_t c = 0; c < n; ++c) {
-    uint32_t bits;
-    std::memcpy(&bits, x + c, 4);
-    bits &= 0x7fffffffu;
-    largest = bits > largest ? bits : largest;
-  }
-  return largest;
-}
+const c10::Half kNan(INT4KV_FP16_NAN, c10::Half::from_bits());
 
-float lane_sum(const float* y, int64_t n) {
-  float lane[INT4KV_UNIT];
-  std::memcpy(lane, y, sizeof lane);
-  for (int64_t u = INT4KV_UNIT; u < n; u += INT4KV_UNIT) {
-    for (int i = 0; i < INT4KV_UNIT; ++i) lane[i] += y[u + i];
-  }
-  for (int half = INT4KV_UNIT / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  }
-  return lane[0];
-}
-
-// codes[n] and the returned scale stand for the group x[n].
-INT4KV_CLONES float encode_group(const float* x, int64_t n, uint8_t* codes) {
-  const uint32_t bits = largest_bits(x, n);
-  if (bits >= INT4KV_FP32_INF_BITS) {
-    std::memset(codes, INT4KV_NIBBLES / 2, n);
-    return NAN;
-  }
-  float largest;
-  std::memcpy(&largest, &bits, 4);
-  const float inverse = largest < INT4KV_TINY ? 0.0f : 1.0f / (largest * INT4KV_CLIP_STEP);
-  float product[INT4KV_MAX_HEAD_DIM];
-  int32_t squares = 0;
-  for (int64_t c = 0; c < n; ++c) {
-    float level = std::floor(x[c] * inverse + 8.0f);
-    level = level < 0.0f ? 0.0f : (level > 15.0f ? 15.0f : level);
-    const int32_t code = static_cast<int32_t>(level), odd = 2 * code - 15;
-    codes[c] = static_cast<uint8_t>(code);
-    product[c] = x[c] * static_cast<float>(odd);
-    squares += odd * odd;
-  }
-  return inverse == 0.0f ? 0.0f : 2.0f * lane_sum(product, n) / static_cast<float>(squares);
-}
-
-c10::Half to_scale(float scale) {
-  const c10::Half rounded(scale);
-  return std::isfinite(static_cast<float>(rounded)) ? rounded : c10::Half(INT4KV_FP16_NAN, c10::Half::from_bits());
-}
-
-void pack(const uint8_t* codes, int64_t head_dim, uint8_t* bytes) {
-  for (int64_t u = 0; u < head_dim; u += INT4KV_UNIT, bytes += 16) {
-    for (int i = 0; i < 16; ++i) bytes[i] = INT4KV_PACK(codes[u + i], codes[u + 16 + i]);
-  }
+c10::Half to_fp16(float x) {
+  const c10::Half rounded(x);
+  return std::isfinite(static_cast<float>(rounded)) ? rounded : kNan;
 }
 
 // Everything one tensor's rows need on their way into the cache.
@@ -84,15 +28,20 @@ struct Writer {
   std::optional<Rows> recent;
   const at::Tensor centre;
   const Rotation rotation;
-  int64_t position, heads, tokens, head_dim, groups;
+  int64_t position, heads, tokens, head_dim, groups, bits;
+  int codebook;
   bool packed;
 
-  Writer(const at::Tensor& x_, const Stored& stored, int64_t position_, const OptionalTensor& centre_, const OptionalTensor& rotation_)
+  Writer(
+      const at::Tensor& x_, const Stored& stored, int64_t position_, const OptionalTensor& centre_, const OptionalTensor& rotation_,
+      std::string_view codebook_)
       : x(x_), codes(stored.codes), scales(stored.scales),
         centre(centre_ ? centre_->expand({x_.size(0), -1, -1}).contiguous() : at::Tensor()),
-        rotation(rotation_),
+        rotation(rotation_, x_.size(3)),
         position(position_), heads(x_.size(1)), tokens(x_.size(2)), head_dim(x_.size(3)),
-        groups(stored.scales.size(3)), packed(is_packed(stored.codes)) {
+        groups(0), bits(0), codebook(codebook_of(codebook_)), packed(is_packed(stored.codes)) {
+    groups = stored.scales.size(3) / scales_per_group(codebook);
+    if (packed) bits = bits_of(stored.codes, head_dim);
     if (stored.recent) recent.emplace(*stored.recent);
   }
 
@@ -122,9 +71,17 @@ struct Writer {
     uint8_t code[INT4KV_MAX_HEAD_DIM];
     const int64_t group_size = head_dim / groups;
     for (int64_t g = 0; g < groups; ++g) {
-      scales.at<c10::Half>(b, h, slot, g) = to_scale(encode_group(row + g * group_size, group_size, code + g * group_size));
+      write_scale(b, h, slot, g, encode(row + g * group_size, group_size, bits, codebook, code + g * group_size));
     }
-    pack(code, head_dim, reinterpret_cast<uint8_t*>(codes.row(b, h, slot)));
+    pack(code, head_dim, bits, reinterpret_cast<uint8_t*>(codes.row(b, h, slot)));
+  }
+
+  void write_scale(int64_t b, int64_t h, int64_t slot, int64_t g, GroupScale found) const {
+    const int64_t each = scales_per_group(codebook);
+    const c10::Half scale = to_fp16(found.scale), minimum = to_fp16(found.minimum);
+    const bool broken = std::isnan(static_cast<float>(scale)) || std::isnan(static_cast<float>(minimum));
+    scales.at<c10::Half>(b, h, slot, each * g) = broken ? kNan : scale;
+    if (each > 1) scales.at<c10::Half>(b, h, slot, each * g + 1) = broken ? kNan : minimum;
   }
 };
 
@@ -132,7 +89,7 @@ void quantize(
     const at::Tensor& x, at::Tensor& codes, at::Tensor& scales, int64_t position, const OptionalTensor& centre,
     const OptionalTensor& rotation, const OptionalTensor& recent, std::string_view codebook) {
   check_quantize("x", x, {codes, scales, recent}, position, centre, rotation, codebook);
-  const Writer writer(x, {codes, scales, recent}, position, centre, rotation);
+  const Writer writer(x, {codes, scales, recent}, position, centre, rotation, codebook);
   at::parallel_for(0, writer.rows(x.size(0)), kRowsPerThread, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) writer.write(i);
   });
@@ -140,12 +97,13 @@ void quantize(
 
 void quantize_kv(
     const at::Tensor& k, const at::Tensor& v, at::Tensor& k_codes, at::Tensor& k_scales, at::Tensor& v_codes,
-    at::Tensor& v_scales, int64_t position, const OptionalTensor& k_centre, const OptionalTensor& k_rotation,
-    const OptionalTensor& v_rotation, const OptionalTensor& k_recent, const OptionalTensor& v_recent, std::string_view codebook) {
+    at::Tensor& v_scales, int64_t position, const OptionalTensor& k_centre, const OptionalTensor& v_centre,
+    const OptionalTensor& k_rotation, const OptionalTensor& v_rotation, const OptionalTensor& k_recent,
+    const OptionalTensor& v_recent, std::string_view codebook) {
   check_quantize("k", k, {k_codes, k_scales, k_recent}, position, k_centre, k_rotation, codebook);
-  check_quantize("v", v, {v_codes, v_scales, v_recent}, position, std::nullopt, v_rotation, codebook);
-  const Writer k_writer(k, {k_codes, k_scales, k_recent}, position, k_centre, k_rotation);
-  const Writer v_writer(v, {v_codes, v_scales, v_recent}, position, std::nullopt, v_rotation);
+  check_quantize("v", v, {v_codes, v_scales, v_recent}, position, v_centre, v_rotation, codebook);
+  const Writer k_writer(k, {k_codes, k_scales, k_recent}, position, k_centre, k_rotation, codebook);
+  const Writer v_writer(v, {v_codes, v_scales, v_recent}, position, v_centre, v_rotation, codebook);
   const int64_t k_rows = k_writer.rows(k.size(0)), v_rows = v_writer.rows(v.size(0));
   at::parallel_for(0, k_rows + v_rows, kRowsPerThread, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) i < k_rows ? k_writer.write(i) : v_writer.write(i - k_rows);
@@ -158,9 +116,9 @@ at::Tensor dequantize(
   check_dequantize({codes, scales, std::nullopt}, start, end, head_dim, centre, rotation, dtype, codebook);
   const int64_t batch = codes.size(0), heads = codes.size(1), tokens = end - start;
   const at::Tensor out = at::empty({batch, heads, tokens, head_dim}, codes.options().dtype(dtype));
-  const Rotation back(rotation);
+  const Rotation back(rotation, head_dim);
   const at::Tensor centres = centre ? centre->expand({batch, -1, -1}).contiguous() : at::Tensor();
-  const Source source(codes, scales);
+  const Source source(codes, scales, head_dim, codebook_of(codebook));
   const Rows rows(out);
   at::parallel_for(0, batch * heads * tokens, kRowsPerThread, [&](int64_t begin, int64_t stop) {
     alignas(64) float row[INT4KV_MAX_HEAD_DIM];

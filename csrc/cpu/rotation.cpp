@@ -16,8 +16,7 @@ namespace int4kv {
 namespace {
 
 // Butterflies 1, 2, 4, ... apart, in this order: the order is part of the format.
-INT4KV_CLONES void hadamard(float* x, int64_t head_dim) {
-  const int64_t block = head_dim & -head_dim;
+INT4KV_CLONES void hadamard(float* x, int64_t head_dim, int64_t block) {
   const float norm = 1.0f / std::sqrt(static_cast<float>(block));
   for (int64_t half = 1; half < block; half *= 2) {
     for (int64_t i = 0; i < head_dim; i += 2 * half) {
@@ -44,9 +43,15 @@ void multiply(float* x, const float* matrix, int64_t row, int64_t column, int64_
   std::copy_n(y, head_dim, x);
 }
 
+int64_t block_of(const at::Tensor& by, int64_t head_dim) {
+  if (!by.defined() || by.numel() != head_dim) return 0;
+  return by.dim() == 1 ? head_dim & -head_dim : by.size(1);
+}
+
 } // namespace
 
-Rotation::Rotation(const OptionalTensor& rotation) : by_(rotation ? rotation->contiguous() : at::Tensor()) {}
+Rotation::Rotation(const OptionalTensor& rotation, int64_t head_dim)
+    : by_(rotation ? rotation->contiguous() : at::Tensor()), block_(block_of(by_, head_dim)) {}
 
 const float* Rotation::matrix(int64_t head, int64_t head_dim) const {
   return by_.const_data_ptr<float>() + (by_.dim() == 3 ? head * head_dim * head_dim : 0);
@@ -54,15 +59,15 @@ const float* Rotation::matrix(int64_t head, int64_t head_dim) const {
 
 void Rotation::apply(float* x, int64_t head, int64_t head_dim) const {
   if (!by_.defined()) return;
-  if (by_.dim() > 1) return multiply(x, matrix(head, head_dim), head_dim, 1, head_dim);
+  if (block_ == 0) return multiply(x, matrix(head, head_dim), head_dim, 1, head_dim);
   multiply(x, by_.const_data_ptr<float>(), head_dim);
-  hadamard(x, head_dim);
+  hadamard(x, head_dim, block_);
 }
 
 void Rotation::invert(float* x, int64_t head, int64_t head_dim) const {
   if (!by_.defined()) return;
-  if (by_.dim() > 1) return multiply(x, matrix(head, head_dim), 1, head_dim, head_dim);
-  hadamard(x, head_dim);
+  if (block_ == 0) return multiply(x, matrix(head, head_dim), 1, head_dim, head_dim);
+  hadamard(x, head_dim, block_);
   multiply(x, by_.const_data_ptr<float>(), head_dim);
 }
 

@@ -3,6 +3,9 @@
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
+#include "codebook.h"
+#include "planes.h"
+
 namespace int4kv {
 namespace {
 
@@ -18,23 +21,6 @@ void load(const char* row, int64_t stride, int64_t n, float* out) {
 template <typename T>
 void store(char* row, int64_t stride, int64_t n, const float* values) {
   for (int64_t c = 0; c < n; ++c) *reinterpret_cast<T*>(row + c * stride) = static_cast<T>(values[c]);
-}
-
-typedef uint8_t Bytes __attribute__((vector_size(8), aligned(1)));
-typedef int32_t Integers __attribute__((vector_size(32), aligned(4)));
-
-inline Lanes value(Integers codes, float scale) {
-  return scale * (__builtin_convertvector(codes, Lanes) - 7.5f);
-}
-
-INT4KV_CLONES void unpack_group(const uint8_t* codes, float scale, int64_t units, float* out) {
-  for (int64_t u = 0; u < units; ++u, codes += 16, out += INT4KV_UNIT) {
-    for (int half = 0; half < 16; half += kLanes) {
-      const Integers bytes = __builtin_convertvector(*reinterpret_cast<const Bytes*>(codes + half), Integers);
-      *reinterpret_cast<Lanes*>(out + half) = value(INT4KV_LOW(bytes), scale);
-      *reinterpret_cast<Lanes*>(out + 16 + half) = value(INT4KV_HIGH(bytes), scale);
-    }
-  }
 }
 
 } // namespace
@@ -53,25 +39,29 @@ void store_row(const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t hea
   store<c10::BFloat16>(row, rows.channel, head_dim, values);
 }
 
-Source::Source(const at::Tensor& codes_, const at::Tensor& scales_) : codes(codes_), groups(0) {
+Source::Source(const at::Tensor& codes_, const at::Tensor& scales_, int64_t head_dim, int codebook_)
+    : codes(codes_), groups(0), bits(0), codebook(codebook_) {
   if (!is_packed(codes_)) return;
   scales.emplace(scales_);
-  groups = scales_.size(3);
+  groups = scales_.size(3) / scales_per_group(codebook);
+  bits = bits_of(codes_, head_dim);
 }
 
 void Source::decode(int64_t b, int64_t h, int64_t first, int64_t count, int64_t head_dim, float* out) const {
-  const int64_t group_size = scales ? head_dim / groups : head_dim;
   for (int64_t i = 0; i < count; ++i, out += head_dim) {
     const int64_t slot = (first + i) % codes.capacity;
-    if (!scales) {
-      load_row(codes, b, h, slot, head_dim, out);
-      continue;
-    }
-    const auto* bytes = reinterpret_cast<const uint8_t*>(codes.row(b, h, slot));
-    for (int64_t g = 0; g < groups; ++g) {
-      const float scale = scales->at<c10::Half>(b, h, slot, g);
-      unpack_group(bytes + g * group_size / 2, scale, group_size / INT4KV_UNIT, out + g * group_size);
-    }
+    scales ? decode_row(b, h, slot, head_dim, out) : load_row(codes, b, h, slot, head_dim, out);
+  }
+}
+
+void Source::decode_row(int64_t b, int64_t h, int64_t slot, int64_t head_dim, float* out) const {
+  uint8_t code[INT4KV_MAX_HEAD_DIM];
+  unpack(reinterpret_cast<const uint8_t*>(codes.row(b, h, slot)), head_dim, bits, code);
+  const int64_t group_size = head_dim / groups, each = scales_per_group(codebook);
+  for (int64_t g = 0; g < groups; ++g) {
+    const float scale = scales->at<c10::Half>(b, h, slot, each * g);
+    const float minimum = each > 1 ? static_cast<float>(scales->at<c10::Half>(b, h, slot, each * g + 1)) : 0.0f;
+    int4kv::decode(code + g * group_size, group_size, bits, codebook, {scale, minimum}, out + g * group_size);
   }
 }
 

@@ -50,13 +50,17 @@ void store_row(const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t hea
 struct Source {
   Rows codes;
   std::optional<Rows> scales;
-  int64_t groups;
+  int64_t groups, bits;
+  int codebook;
 
-  Source(const at::Tensor& codes_, const at::Tensor& scales_);
-  explicit Source(const at::Tensor& rows) : codes(rows), groups(0) {}
+  Source(const at::Tensor& codes_, const at::Tensor& scales_, int64_t head_dim, int codebook_);
+  explicit Source(const at::Tensor& rows) : codes(rows), groups(0), bits(0), codebook(INT4KV_UNIFORM) {}
 
   // out[count, head_dim] = tokens first .. first + count of one head, dequantised, still centred and rotated.
   void decode(int64_t b, int64_t h, int64_t first, int64_t count, int64_t head_dim, float* out) const;
+
+ private:
+  void decode_row(int64_t b, int64_t h, int64_t slot, int64_t head_dim, float* out) const;
 };
 
 } // namespace int4kv
