@@ -27,6 +27,8 @@ class Int4Cache(Cache):
         if self.config.group_size and head_dim % self.config.group_size:
             raise ValueError(f"group_size is {self.config.group_size}; accepted: divisors of head_dim, {head_dim}")
         self.config.check_layers(len(windows))
+        if self.config.calibration is not None:
+            self.config.calibration.check_model(model_config)
         text, count = text_config(model_config), len(windows)
         super().__init__(layers=[Int4Layer(self.config, text, window, i, count) for i, window in enumerate(windows)])
 

@@ -11,9 +11,10 @@ from .learning import balanced, channel_lambda, learned
 from .observing import LayerMoments, measure
 from .patching import check_supported, is_patched
 from .progress import bars
-from .rotation import SIGNED, rotation_matrix
+from .rotation import MATRICES, SIGNED, rotation_matrix
 
 ROTATIONS = (None, "balanced", "learned", "householder")
+BASES = (*SIGNED, *MATRICES, None)
 SAMPLE = 1024  # rows of a head that a rotation is learned from
 
 
@@ -27,12 +28,14 @@ def calibrate(
     texts: a string or a list of them (with their tokenizer), or token ids [batch, tokens] without padding; read in rows of up to `length`
         tokens, `tokens` in all.
     config: what to start from; None for the default one.
-    centre, v_centre: measure the mean key, the mean value of every head: centre="calibrated", v_centre="calibrated". False leaves the config's.
+    centre, v_centre: measure the mean key, the mean value of every head; False leaves the config's centre, v_centre.
     channel_lambda: divide each rotated channel so that the score (K) or output (V) has the least error.
-    rotation: None keeps the config's. "balanced": the invertible matrix of the least error, in closed form. "learned": a rotation, by gradient
-        descent in Cayley's parametrisation; "householder": the same of head_dim / 2 reflectors (both: arXiv 2605.05699). One per KV head.
+    rotation: None keeps the config's. "balanced": the invertible matrix of the least error, in closed form. "learned": a rotation, by
+        gradient descent in Cayley's parametrisation; "householder": the same of head_dim / 2 reflectors (both: arXiv 2605.05699).
+        Any of these, or lambda, takes 4 head_dim^2 bytes per KV head, K and V each, twice that where it is not orthonormal.
     base: the fixed rotation that a calibrated one starts from (learned) or ends with (balanced); None for none.
-    budget: {"bits": bits per value, all bytes counted} or {"kl": mean KL in nats}: choose bits per layer, for K and V apart; see int4kv.budget.
+    budget: {"bits": bits per value, all bytes counted} or {"kl": mean KL in nats}: choose bits per layer, for K and V apart, from 3, 4, 5
+        and 8 (int4kv.budget). With "tokens", those of the texts that KL is measured on (2048).
     progress: show bars, and a table of the bits chosen.
     Raises ValueError for a model that is patched or not supported, and for arguments that do not fit.
     """
@@ -57,7 +60,8 @@ def _check(model, config, rotation, base):
         raise ValueError(f"rotation is {rotation!r}; accepted: {', '.join(map(repr, ROTATIONS))}")
     if rotation is None and "learned" in pair(config.rotation):
         raise ValueError(f"config has rotation {config.rotation!r} and is calibrated anew; accepted: a fixed one, or rotation='learned'")
-    rotation_matrix(base, 32)
+    if base not in BASES:
+        raise ValueError(f"base is {base!r}; accepted: {', '.join(map(repr, BASES))}")
 
 
 def _calibration(model, layers) -> Calibration:

@@ -1,4 +1,4 @@
-"""The command line: int4kv demo, generate, info, selftest."""
+"""The command line: int4kv demo, eval, generate, info, selftest."""
 
 import time
 from enum import Enum
@@ -10,9 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .cli_eval import evaluate_recipes
+
 app = typer.Typer(help="A 4-bit KV cache for PyTorch and Hugging Face models.", no_args_is_help=True, add_completion=False)
 console = Console()
 errors = Console(stderr=True)
+app.command("eval")(evaluate_recipes)
 
 
 class CacheKind(str, Enum):

@@ -46,7 +46,7 @@ class Int4KVConfig:
         scale), "absmax" (scale = largest / 7, as arXiv 2605.05699 has it) or "asymmetric" (minimum and scale, as SAW-INT4 has it).
     group_size: channels that share one scale: 32, 64, 128, or None for the whole head_dim.
     rotation: "hadamard" (randomised, fixed signs), "sylvester" (Hadamard without signs: SAW-INT4), "srft" (sign-randomised real Fourier
-        transform: arXiv 2605.05699), "householder" (head_dim / 2 reflectors, fixed or calibrated), "learned" (calibrated) or None.
+        transform: arXiv 2605.05699), "householder" (head_dim / 2 fixed reflectors), "learned" (from int4kv.calibrate) or None.
         Or a pair (K, V).
     hadamard_block: Hadamard rotations in blocks of 16, 32, 64 or 128 channels, of fewer where head_dim asks for it; None for the largest.
     centre: a constant subtracted from every key of a sequence, exact under softmax: "prompt" (mean of its first centre_tokens real keys,
@@ -150,9 +150,6 @@ class Int4KVConfig:
         for name, named in (("skip_layers", self.skip_layers), ("layer_bits", [layer for layer, _ in self.layer_bits])):
             unknown = [i for i in named if not -num_layers <= i < num_layers]
             _check(name, unknown, f"indices from {-num_layers} to {num_layers - 1}: the model has {num_layers} layers", not unknown)
-        layers = getattr(self.calibration, "layers", None)
-        _check("calibration", None if layers is None else f"of {len(layers)} layers", f"one of {num_layers} layers, those of the model",
-               layers is None or len(layers) == num_layers)
 
     def save(self, folder) -> None:
         """Write int4kv.json and, with a calibration, int4kv.safetensors into a folder, next to a model."""

@@ -9,7 +9,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from .attention import int4kv_attention, int4kv_mask
 from .config import text_config
-from .patching import _set_attention as set_attention
+from .patching import set_attention as set_attention
 
 NAME = "int4kv_observed"
 _observer = ContextVar("observer")

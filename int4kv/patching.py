@@ -39,7 +39,7 @@ def patch(model, config: Int4KVConfig | None = None, **overrides):
         unpatch(model)
     _prepare_kernels(model, config)
     previous = text_config(model.config)._attn_implementation
-    _set_attention(model, NAME)
+    set_attention(model, NAME)
     model._prepare_cache_for_generation = partial(_prepare_cache, model)  # unlike a bound method it can be pickled
     hook = model.register_forward_pre_hook(_give_cache, with_kwargs=True)
     model._int4kv = Patch(config, previous, hook)
@@ -64,7 +64,7 @@ def unpatch(model):
     left = model.__dict__.pop("_int4kv")
     left.hook.remove()
     model.__dict__.pop("_prepare_cache_for_generation", None)
-    _set_attention(model, left.previous)
+    set_attention(model, left.previous)
     return model
 
 
@@ -127,7 +127,8 @@ def last_cache(model):
     return reference() if reference is not None else None
 
 
-def _set_attention(model, name) -> None:
+def set_attention(model, name) -> None:
+    """Make the decoder, not a vision tower beside it, use an attention implementation."""
     config = model.config
     text = text_config(config)
     if text is config:

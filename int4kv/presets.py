@@ -14,6 +14,7 @@ PRESETS = {
     "turboquant-4bit": dict(bits=4, **_AS_PUBLISHED),
     "k8v4": dict(bits=(8, 4)),
     "k5v4": dict(bits=(5, 4)),
+    "k5v3": dict(bits=(5, 3)),  # the bytes of the default: keys are what the loss comes from
     "3bit": dict(bits=3),
 }
 

@@ -23,12 +23,12 @@ class Side:
         self.rotation = self._make_rotation(config, pair(config.rotation)[which]) if self.packed else Rotation(None, None)
 
     def _make_rotation(self, config, name):
-        learned = name == "householder" and self._found["rotation"] is not None
         block = config.hadamard_block if name in ("hadamard", "sylvester") else None
         largest = self.head_dim & -self.head_dim
         return make_rotation(
-            "learned" if learned else name, self.head_dim, self.device, block=block if block and block < largest else None,
-            matrix=self._found["rotation"], channel_lambda=self._needed("lambda") if config.channel_lambda else None)
+            name, self.head_dim, self.device, block=block if block and block < largest else None,
+            matrix=self._needed("rotation") if name == "learned" else None,
+            channel_lambda=self._needed("lambda") if config.channel_lambda else None)
 
     def _needed(self, name):
         if self._found[name] is None:

@@ -63,6 +63,10 @@ float lane_sum(const float* y, int64_t n) {
   return lane[0];
 }
 
+inline Lanes load_lanes(const float* x) {
+  return *reinterpret_cast<const Lanes*>(x);
+}
+
 inline float inverse_of(float step, float largest) {
   return largest < INT4KV_TINY ? 0.0f : 1.0f / step;
 }
@@ -89,37 +93,43 @@ INT4KV_CLONES GroupScale encode_uniform(const float* x, int64_t n, int64_t bits,
   return {inverse == 0.0f ? 0.0f : 2.0f * lane_sum(product, n) / static_cast<float>(squares), 0.0f};
 }
 
-// One clip: the levels nearest to y * stretch, their products with y and the sum of their squares.
-INT4KV_CLONES float fit_levels(const Lloyd& book, const float* y, int64_t n, float stretch, uint8_t* codes, float* product) {
-  int32_t squares = 0;
-  for (int64_t c = 0; c < n; ++c) {
-    const float distance = std::fabs(y[c] * stretch);
-    float level = book.levels[0];
-    int32_t index = 0;
+inline Integers is_below(Lanes y) {
+  return y < 0.0f;
+}
+
+// One clip: the codes of the levels nearest to y * stretch, the levels' products with y and the sum of their squares.
+INT4KV_CLONES float fit_levels(const Lloyd& book, const float* y, int64_t n, float stretch, int32_t* codes, float* product) {
+  Lanes squares = {};
+  for (int64_t c = 0; c < n; c += kLanes) {
+    const Lanes at = load_lanes(y + c), stretched = at * stretch, distance = is_below(at) ? -stretched : stretched;
+    Lanes level = Lanes{} + book.levels[0];
+    Integers index = {};
     for (int i = 0; i + 1 < book.count; ++i) {
-      level = distance >= book.borders[i] ? book.levels[i + 1] : level;
-      index += distance >= book.borders[i];
+      const Integers beyond = distance >= book.borders[i];
+      level = beyond ? Lanes{} + book.levels[i + 1] : level;
+      index -= beyond;
     }
-    const bool below = y[c] < 0.0f;
-    codes[c] = static_cast<uint8_t>(below ? book.count - 1 - index : book.count + index);
-    product[c] = y[c] * (below ? -level : level);
-    squares += static_cast<int32_t>(level) * static_cast<int32_t>(level);
+    squares += level * level;
+    *reinterpret_cast<Lanes*>(product + c) = at * (is_below(at) ? -level : level);
+    *reinterpret_cast<Integers*>(codes + c) = is_below(at) ? book.count - 1 - index : book.count + index;
   }
-  return static_cast<float>(squares);
+  float sum = 0.0f;
+  for (int i = 0; i < kLanes; ++i) sum += squares[i];
+  return sum;
 }
 
 GroupScale encode_lloyd(const float* x, int64_t n, int64_t bits, float largest, uint8_t* codes) {
   const Lloyd& book = lloyd_of(bits);
   const float unit = largest / INT4KV_LLOYD_LARGEST, inverse = inverse_of(unit, largest);
   float y[INT4KV_MAX_HEAD_DIM], product[INT4KV_MAX_HEAD_DIM], best = -1.0f, best_sum = 1.0f;
-  uint8_t tried[INT4KV_MAX_HEAD_DIM];
+  int32_t tried[INT4KV_MAX_HEAD_DIM];
   for (int64_t c = 0; c < n; ++c) y[c] = x[c] * inverse;
   for (const float stretch : book.stretches) {
     const float squares = fit_levels(book, y, n, stretch, tried, product), sum = lane_sum(product, n), gain = sum * sum / squares;
     if (gain <= best) continue;
     best = gain;
     best_sum = sum;
-    std::memcpy(codes, tried, n);
+    std::copy_n(tried, n, codes);
   }
   for (int64_t c = 0; c < n; ++c) product[c] = y[c] * y[c];
   return {inverse == 0.0f ? 0.0f : lane_sum(product, n) / best_sum * unit, 0.0f};
