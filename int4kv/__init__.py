@@ -3,7 +3,7 @@
 from . import ops
 from .attention import register as _register
 from .cache import Int4Cache
-from .calibrating import calibrate
+from .calibration import Calibration, LayerCalibration, calibrate
 from .config import Int4KVConfig
 from .patching import is_patched, patch, patched, unpatch
 from .presets import preset
@@ -11,4 +11,4 @@ from .reporting import report
 
 _register()
 __version__ = "0.1.0"
-__all__ = ["Int4Cache", "Int4KVConfig", "calibrate", "is_patched", "ops", "patch", "patched", "preset", "report", "unpatch"]
+__all__ = ["Calibration", "Int4Cache", "Int4KVConfig", "LayerCalibration", "calibrate", "is_patched", "ops", "patch", "patched", "preset", "report", "unpatch"]

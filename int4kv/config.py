@@ -153,14 +153,14 @@ class Int4KVConfig:
 
     def save(self, folder) -> None:
         """Write int4kv.json and, with a calibration, int4kv.safetensors into a folder, next to a model."""
-        from .calibration import save_config
+        from .calibration.tensors import save_config
 
         save_config(self, folder)
 
     @classmethod
     def load(cls, folder) -> "Int4KVConfig":
         """Read what save() wrote. Raises ValueError, naming the file and what is wrong with it."""
-        from .calibration import load_config
+        from .calibration.tensors import load_config
 
         return load_config(folder)
 

@@ -10,7 +10,7 @@ from tiny_models import random_ids, tiny_gemma3, tiny_qwen2
 
 import int4kv
 from int4kv import models
-from int4kv.budget import TOKENS, WIDTHS, Costs, Meter, choose_bits, greedy
+from int4kv.calibration.budget import TOKENS, WIDTHS, Costs, Meter, choose_bits, greedy
 from int4kv.evaluate import evaluate, windows
 from int4kv.progress import bars
 from int4kv.recipes import Recipe

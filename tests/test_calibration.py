@@ -10,10 +10,10 @@ from transformers.cache_utils import DynamicCache
 
 import int4kv
 from int4kv import models
-from int4kv.calibrating import token_rows
+from int4kv.calibration.calibrate import token_rows
 from int4kv.calibration import Calibration, LayerCalibration
 from int4kv.evaluate import evaluate, windows
-from int4kv.learning import balanced, cayley, channel_lambda, learned, reflections, trace
+from int4kv.calibration.learning import balanced, cayley, channel_lambda, learned, reflections, trace
 from int4kv.recipes import Recipe
 from int4kv.rotation import rotation_matrix
 
@@ -61,7 +61,7 @@ def test_the_model_is_left_as_it_was(model):
 def test_the_model_is_left_as_it_was_when_it_fails(model, monkeypatch):
     attention = model.config._attn_implementation
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="out of memory"):
-        patched.setattr("int4kv.observing.LayerMoments.add", lambda *states: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        patched.setattr("int4kv.calibration.observing.LayerMoments.add", lambda *states: (_ for _ in ()).throw(RuntimeError("out of memory")))
         int4kv.calibrate(model, random_ids(1, 40))
     assert model.config._attn_implementation == attention
 

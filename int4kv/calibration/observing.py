@@ -7,9 +7,9 @@ import torch
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
-from .attention import int4kv_attention, int4kv_mask
-from .config import text_config
-from .patching import set_attention as set_attention
+from ..attention import int4kv_attention, int4kv_mask
+from ..config import text_config
+from ..patching import set_attention
 
 NAME = "int4kv_observed"
 _observer = ContextVar("observer")

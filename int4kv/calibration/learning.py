@@ -6,7 +6,7 @@ weighed by W: E[q q^T] for keys (the error of a score is q . e), the identity fo
 
 import torch
 
-from .codebook import decode, encode
+from ..codebook import decode, encode
 
 RIDGE = 0.01  # of the mean variance, added to each moment: directions that the sample hardly saw are not amplified
 STEPS, BATCH = 64, 256

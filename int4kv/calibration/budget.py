@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .cache import Int4Cache
-from .config import EXACT_BITS, Int4KVConfig, text_config
-from .evaluate import evaluate, steps
-from .progress import bars
-from .recipes import Recipe
-from .reporting import report
+from ..cache import Int4Cache
+from ..config import EXACT_BITS, Int4KVConfig, text_config
+from ..evaluate import evaluate, steps
+from ..progress import bars
+from ..recipes import Recipe
+from ..reporting import report
 
 WIDTHS = (3, 4, 5, 8)
 TOKENS = 4096  # the context at which bytes are counted

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import torch
 
+from ..config import Int4KVConfig, head_dim_of, kv_heads_of, make_config, pair, text_config
+from ..patching import check_supported, is_patched
+from ..progress import bars
+from ..rotation import MATRICES, SIGNED, rotation_matrix
 from .budget import choose_bits
-from .calibration import Calibration, LayerCalibration
-from .config import Int4KVConfig, head_dim_of, kv_heads_of, make_config, pair, text_config
 from .learning import balanced, channel_lambda, learned
 from .observing import LayerMoments, measure
-from .patching import check_supported, is_patched
-from .progress import bars
-from .rotation import MATRICES, SIGNED, rotation_matrix
+from .tensors import Calibration, LayerCalibration
 
 ROTATIONS = (None, "balanced", "learned", "householder")
 BASES = (*SIGNED, *MATRICES, None)
@@ -35,7 +35,7 @@ def calibrate(
         Any of these, or lambda, takes 4 head_dim^2 bytes per KV head, K and V each, twice that where it is not orthonormal.
     base: the fixed rotation that a calibrated one starts from (learned) or ends with (balanced); None for none.
     budget: {"bits": bits per value, all bytes counted} or {"kl": mean KL in nats}: choose bits per layer, for K and V apart, from 3, 4, 5
-        and 8 (int4kv.budget). With "tokens", those of the texts that KL is measured on (2048).
+        and 8 (int4kv.calibration.budget). With "tokens", those of the texts that KL is measured on (2048).
     progress: show bars, and a table of the bits chosen.
     Raises ValueError for a model that is patched or not supported, and for arguments that do not fit.
     """

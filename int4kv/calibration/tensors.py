@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from .config import Int4KVConfig, head_dim_of, kv_heads_of, layer_windows
+from ..config import Int4KVConfig, head_dim_of, kv_heads_of, layer_windows
 
 JSON, TENSORS = "int4kv.json", "int4kv.safetensors"
 FORMAT, VERSION = "int4kv config", 1
