@@ -11,7 +11,7 @@ NAME = r'%(?:"[^"]+"|[-\w.$]+)'
 TYPE = re.compile(r"(?:<(\d+) x )?\b(i\d+|half|bfloat|float|double|ptr)\b")
 INSTRUCTION = re.compile(rf"\s+(?:({NAME}) = )?(?:(?:tail|musttail|notail) )?(\w+) ?(.*)")
 FUNCTION = re.compile(r"^define [^\n]*@([\w$.]+)\(([^\n]*)\{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
-POINTER = re.compile(rf"ptr(?: addrspace\((\d)\))? {NAME}")
+POINTER = re.compile(rf"ptr(?: addrspace\((\d)\))? (?:{NAME}|@[\w.$]+)")
 SPACES = {"1": "device", "3": "threadgroup", "4": "constant"}
 BITS = {"half": 16, "bfloat": 16, "float": 32, "double": 64, "ptr": 64}
 
@@ -27,7 +27,7 @@ CLASSES = {
     "number conversion": "sitofp uitofp fptosi fptoui",
     "width": "zext sext trunc",
     "special": "fdiv llvm.exp2 metal_tanh",
-    "shuffle": "metal_shuffle metal_shuffle_xor metal_reduce_max metal_reduce_sum metal_reduce_any",
+    "shuffle": "metal_shuffle metal_shuffle_xor metal_reduce_max metal_reduce_min metal_reduce_sum metal_reduce_any",
     "matrix multiply": "metal_matrix_multiply",
     "barrier": "metal_barrier",
     "free": "phi bitcast freeze extractelement insertelement shufflevector extractvalue insertvalue fneg ret unreachable"
@@ -120,8 +120,8 @@ def hot_loop(blocks):
 
 
 def code_bytes(block):
-    """Codes are the only vectors of words that a kernel loads from device memory."""
-    loads = (i for i in block if i.opcode == "load" and re.match(r"<[24] x i32>", i.rest))
+    """Codes are the only words that a kernel loads from device memory; lanes may share them."""
+    loads = (i for i in block if i.opcode == "load" and re.match(r"(<[24] x )?i32\b", i.rest))
     return sum(load.bytes() for load in loads if load.space() == "device")
 
 

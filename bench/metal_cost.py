@@ -4,12 +4,14 @@
 
 The counts are of optimised LLVM IR (metal_ir.py), not of Apple's machine code, and the shares of the bus are a model's
 (metal_model.py), not measurements. A pass is the dearest way through the loop once; codes are those one lane consumes in
-it. Attention is one query's, without mask or softcap, one scale a row. quantize (without a ring), dequantize and merge (of
-eight splits) have no such loop and are counted whole, for one value.
+it. Attention is one query's, without mask, sinks or softcap, one scale a row, of 4 bits and the codebook lloyd unless the name
+says otherwise. quantize (without a ring), dequantize and merge (of eight splits) have no such loop and are counted whole, for
+one value.
 """
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -23,25 +25,34 @@ from rich.console import Console
 from rich.table import Table
 
 HEAD_DIMS = (64, 128, 256)
-DECODE = ("p.queries == 1", "p.has_mask == 0", "p.softcap == 0.0f", "p.splits == 8", "p.q.type == INT4KV_FLOAT16",
+DEFAULT = (4, 4, "lloyd")
+# Bits of K and of V and a codebook: what is counted at head_dim 128 beside the default.
+OTHERS = ((4, 4, "uniform"), (5, 4, "lloyd"), (8, 4, "lloyd"), (3, 3, "lloyd"))
+DECODE = ("p.queries == 1", "p.has_mask == 0", "p.softcap == 0.0f", "p.splits == 8", "p.sinks == 0", "p.q.type == INT4KV_FLOAT16",
           *(f"p.{side}.groups == 1" for side in "kv"), *(f"p.{side}_rotation.kind == INT4KV_HADAMARD" for side in "kv"),
           *(f"p.{side}_recent.codes.type == INT4KV_FLOAT16" for side in "kv"))
 PREFILL = tuple(f"p.{side}.{fact}" for side in "kv" for fact in (
     "x.type == INT4KV_FLOAT16", "has_centre == 1", "centre.type == INT4KV_FLOAT32", "rotation.kind == INT4KV_HADAMARD",
-    "recent_rows == 0", "stored.groups == 1"))
-UNPACK = ("p.stored.groups == 1", "p.rotation.kind == INT4KV_HADAMARD", "p.has_centre == 0", "p.out.type == INT4KV_FLOAT16")
-MERGE = ("p.splits == 8", "p.head_dim == 128", "p.v_rotation.kind == INT4KV_HADAMARD", "p.out.type == INT4KV_FLOAT16")
+    "recent_rows == 0", "stored.groups == 1", "stored.bits == 4", "stored.codebook == INT4KV_LLOYD", "rotation.block == 128"))
+UNPACK = ("p.stored.groups == 1", "p.stored.bits == 4", "p.stored.codebook == INT4KV_LLOYD", "p.rotation.block == 128",
+          "p.rotation.kind == INT4KV_HADAMARD", "p.has_centre == 0", "p.out.type == INT4KV_FLOAT16")
+MERGE = ("p.splits == 8", "p.head_dim == 128", "p.has_v_centre == 0", "p.v_rotation.kind == INT4KV_HADAMARD",
+         "p.v_rotation.block == 128", "p.out.type == INT4KV_FLOAT16")
 
 
-def decode_case(name, kernel, head_dim):
-    return Case(name, kernel, "Int4kvAttend", (*DECODE, f"p.head_dim == {head_dim}"))
+def decode_case(kernel, head_dim, k_bits, v_bits, codebook):
+    constants = (f"k_bits == {k_bits}", f"v_bits == {v_bits}", f"codebook == INT4KV_{codebook.upper()}")
+    recipe = "" if (k_bits, v_bits, codebook) == DEFAULT else f"_k{k_bits}v{v_bits}_{codebook}"
+    stem = kernel if kernel.endswith(f"_{head_dim}") else f"{kernel}_{head_dim}"
+    return Case(stem + recipe, kernel, "Int4kvAttend", (*DECODE, *constants, f"p.head_dim == {head_dim}"))
 
 
 WHOLE = (Case("quantize_128", "quantize_128", "Int4kvQuantize", PREFILL),
          Case("dequantize_128", "dequantize_128", "Int4kvDequantize", UNPACK), Case("merge_128", "merge", "Int4kvAttend", MERGE))
 CASES = (
-    *(decode_case(f"attend_matrix_{d}", f"attend_matrix_{d}", d) for d in HEAD_DIMS),
-    *(decode_case(f"attend_simd_{h}_{d}", f"attend_simd_{h}", d) for h in (1, 2) for d in HEAD_DIMS),
+    *(decode_case(f"attend_matrix_{d}", d, *DEFAULT) for d in HEAD_DIMS),
+    *(decode_case(f"attend_simd_{h}", d, *DEFAULT) for h in (1, 2) for d in HEAD_DIMS),
+    *(decode_case(kernel, 128, *recipe) for recipe in OTHERS for kernel in ("attend_matrix_128", "attend_simd_2")),
     *WHOLE,
 )
 COLUMNS = {
@@ -55,7 +66,12 @@ COLUMNS = {
 
 
 def head_dim(case):
-    return int(case.name.rsplit("_", 1)[1])
+    return int(re.search(r"_(\d{2,3})(_k|$)", case.name)[1])
+
+
+def widths(case):
+    """Bits of a code of K and of V."""
+    return [int(re.search(rf"{side}_bits == (\d+)", " ".join(case.given))[1]) for side in "kv"]
 
 
 def row(case, function):
@@ -68,10 +84,10 @@ def row(case, function):
     header, loop = llvm_ir.hot_loop(blocks)
     steady = llvm_ir.dearest_path(blocks, header, loop, llvm_ir.rare_edges(blocks))
     dearest = llvm_ir.dearest_path(blocks, header, loop)
-    codes = 2 * sum(llvm_ir.code_bytes(blocks[label]) for label in steady)
-    scales = device_bytes(blocks, steady) - codes // 2
+    codes = counted(blocks, steady)["half"]  # each is placed by one fma
+    scales = device_bytes(blocks, steady) - sum(llvm_ir.code_bytes(blocks[label]) for label in steady)
     found = figures(case, function, steady, dearest, loop, codes)
-    return found | dict(bytes_per_code=0.5 + scales / codes / lanes_of_a_token(case))
+    return found | dict(bytes_per_code=sum(widths(case)) / 16 + scales / codes / lanes_of_a_token(case))
 
 
 def figures(case, function, steady, dearest, loop, codes):

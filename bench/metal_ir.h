@@ -61,6 +61,9 @@ inline T fma(T a, typename same<T>::type b, typename same<T>::type c) {
 inline float floor(float x) {
   return __builtin_elementwise_floor(x);
 }
+inline float fabs(float x) {
+  return __builtin_elementwise_abs(x);
+}
 inline bool isnan(float x) {
   return __builtin_isnan(x);
 }
@@ -92,6 +95,7 @@ inline void simdgroup_barrier(mem_flags) {
 METAL_COLLECTIVE uint metal_shuffle(uint x, uint lane);
 METAL_COLLECTIVE uint metal_shuffle_xor(uint x, uint mask);
 METAL_COLLECTIVE uint metal_reduce_max(uint x);
+METAL_COLLECTIVE uint metal_reduce_min(uint x);
 METAL_COLLECTIVE uint metal_reduce_sum(uint x);
 METAL_COLLECTIVE bool metal_reduce_any(bool x);
 template <typename T>
@@ -105,6 +109,10 @@ inline T simd_shuffle_xor(T x, ushort mask) {
 template <typename T>
 inline T simd_max(T x) {
   return as_type<T>(metal_reduce_max(as_type<uint>(x)));
+}
+template <typename T>
+inline T simd_min(T x) {
+  return as_type<T>(metal_reduce_min(as_type<uint>(x)));
 }
 template <typename T>
 inline T simd_sum(T x) {

@@ -21,12 +21,14 @@ TARGET = ["-target", "amdgcn", "-nogpulib", "-Wno-everything", "-O2", "-S", "-em
 TRANSLATING = ["-x", "clcpp", "-cl-std=CLC++1.0", "-cl-no-stdinc", "-fdeclspec", "-Xclang", "-disable-llvm-passes"]
 OPTIMISING = ["-x", "ir", "-fno-vectorize", "-fno-slp-vectorize", "-mllvm", "-unroll-threshold=5000"]
 PARAMETERS = ROOT / "csrc" / "metal" / "parameters.h"
-NUMBERS = [f"-D{name}={value}" for name, value in re.findall(r"#define (INT4KV_\w+) (\w+)", PARAMETERS.read_text())]
+FORMAT = ROOT / "csrc" / "format.h"
+NUMBERS = [f"-D{name}={value}" for path in (PARAMETERS, FORMAT)
+           for name, value in re.findall(r"#define (INT4KV_\w+) (\w+)", path.read_text())]
 CONSTANT_LOAD = re.compile(r"= load [^,]+, ptr addrspace\(4\) .*")
 
 
 class Case(NamedTuple):
-    """A kernel, by its host name, in one use: `given` are C++ conditions on p, its parameters of type `parameters`."""
+    """A kernel, by its host name, in one use: `given` are C++ conditions on p, its parameters of type `parameters`, and on constants."""
 
     name: str
     kernel: str
@@ -49,6 +51,9 @@ class Compiling:
         alias = f"metal_variable_{self.variables}"
         return (f"using {alias} = {variable_type}; "
                 f"threadgroup {alias}& {name} = *(threadgroup {alias}*)metal_threadgroup_variable(sizeof({alias})); ")
+
+    def function_constant(self, constant_type, name, _):
+        return f"extern constant {constant_type} {name};"
 
     def kernel_entry(self, host_name, function, *_):
         return " ".join(written(case, function) for case in self.cases if case.kernel == host_name)

@@ -56,7 +56,7 @@
 #define INT4KV_CLIP(bits) ((bits) == 3 ? 0.75f : (bits) == 4 ? 0.85f : (bits) == 5 ? 0.95f : 1.0f)
 
 // lloyd: the upper half of the levels, small integers within 2 % of the least error that so many levels can have on a Gaussian
-// (0.08, 0.24 and 1.9 %). They are rint(A * x * (1 + B * x^4)), x = code - (n - 1) / 2: a table for the CPU, arithmetic for a GPU.
+// (0.08, 0.24 and 1.9 %). They are rint(A * x * (1 + B * x^4)), x = code - (n - 1) / 2: arithmetic does where a table is slow.
 #define INT4KV_LLOYD_LARGEST 127.0f
 #define INT4KV_LLOYD_3 {15, 45, 79, 127}
 #define INT4KV_LLOYD_4 {6, 18, 31, 44, 58, 75, 97, 127}

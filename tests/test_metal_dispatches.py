@@ -27,8 +27,8 @@ def decode_step(heads, kv_heads, head_dim, keys, rig):
     q, k = torch.ones(1, heads, 1, head_dim, device=DEVICE), torch.ones(1, kv_heads, 1, head_dim, device=DEVICE)
     torch.mps.synchronize()
     rig.reset_counters()
-    ops.quantize_kv(k, k, *sides, keys, k_rotation=signs, v_rotation=signs)
-    ops.attend(q, *sides, 0, keys + 1, 1.0, k_rotation=signs, v_rotation=signs)
+    ops.quantize_kv(k, k, *sides, keys, k_rotation=signs, v_rotation=signs, codebook="lloyd")
+    ops.attend(q, *sides, 0, keys + 1, 1.0, k_rotation=signs, v_rotation=signs, codebook="lloyd")
     return rig.counters(), rig.kernels_dispatched()
 
 
@@ -46,17 +46,23 @@ def test_memory_of_a_step_does_not_grow_with_the_context(rig):
     assert taken[0] == taken[1] == taken[2] < 100_000
 
 
-@pytest.mark.parametrize("name", ["tiny-qwen2", "tiny-gemma3"])
-def test_every_layer_of_a_model_takes_no_more_and_its_kernels_were_built_by_patch(rig, name):
+@pytest.mark.parametrize("name, options", [("tiny-qwen2", {}), ("tiny-gemma3", dict(bits=(5, 4), codebook="absmax", sinks=4))])
+def test_every_layer_of_a_model_takes_no_more_and_its_kernels_were_built_by_patch(rig, name, options):
     model, tokenizer = load(name)
-    int4kv.patch(model.to(DEVICE))
-    built = ops.prepare(DEVICE, [])[1:]
+    int4kv.patch(model.to(DEVICE), **options)
+    built = ops.prepare(DEVICE, [])
     out = model.generate(torch.ones(1, 40, dtype=torch.long, device=DEVICE), max_new_tokens=2, do_sample=False, return_dict_in_generate=True)
     rig.reset_counters()
     model(out.sequences[:, -1:], past_key_values=out.past_key_values)
     kernels = rig.kernels_dispatched()
     assert len(kernels) == 2 * model.config.num_hidden_layers  # 43 tokens: one split
-    assert set(kernels) <= set(built)
+    assert ops.prepare(DEVICE, []) == built
+
+
+def test_kernels_are_built_for_the_widths_and_the_codebook_asked_for(rig):
+    built = ops.prepare(DEVICE, [128], 3, 8, "absmax")
+    assert {f"attend_{kernel} (K 3, V 8, absmax)" for kernel in ("simd_1", "simd_2", "matrix_128")} | {"quantize_128", "merge"} <= set(built)
+    assert not any(kernel.startswith("attend_matrix") for kernel in set(ops.prepare(DEVICE, [128], 8, 8, "asymmetric")) - set(built))
 
 
 def test_kernels_are_compiled_for_macos_14_with_safe_math(rig):

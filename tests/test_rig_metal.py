@@ -232,14 +232,15 @@ def record_two_dispatches():
 
 
 def read_recording(path):
-    """name, grid, and (kind, index, bytes before, bytes after) of every binding."""
+    """name, grid, and (kind, index, bytes before or number of them, bytes after) of every binding."""
     file = io.BytesIO(path.read_bytes())
     number = lambda letter: struct.unpack("<" + letter, file.read(struct.calcsize(letter)))[0]  # noqa: E731
     assert file.read(4) == b"MSLR" and number("I") == 1
     name, grid, bindings = file.read(number("I")).decode(), struct.unpack("<9I", file.read(36)), []
     for _ in range(number("I")):
         kind, index, size = number("I"), number("I"), number("Q")
-        before, after = (file.read(size), file.read(size) if number("Q") else None) if kind == 0 else (size, None)
+        before = size if kind == 1 else file.read(size)
+        after = file.read(size) if kind == 0 and number("Q") else None
         bindings.append((kind, index, before, after))
     assert not file.read()
     return name, grid, bindings
@@ -260,8 +261,26 @@ def test_dispatches_are_recorded_and_replayed(tmp_path):
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
 
 
-def sample_kernels(folder):
-    """The sample's kernels, compiled apart from the device."""
-    text = (SAMPLE / "scale.mm").read_text().split('R"METAL(')[1].split(')METAL"')[0]
+def record_two_constants():
+    x = torch.arange(40.0, device="mps")
+    for factor in (2.0, 3.0):
+        torch.ops.sample.scale_(x, factor, "scale_constant")
+    torch.mps.synchronize()
+
+
+def test_function_constants_are_recorded_and_replayed(tmp_path):
+    outcome = sandbox.run(record_two_constants, {"RIG_RECORD": str(tmp_path / "launches")})
+    assert outcome.status == 0, outcome.output
+    paths = sorted((tmp_path / "launches").glob("*.launch"))
+    constants = [[binding for binding in read_recording(path)[2] if binding[0] == 2] for path in paths]
+    assert constants == [[(2, 0, struct.pack("<f", factor), None)] for factor in (2.0, 3.0)]
+    replayed = replay(sample_kernels(tmp_path, source=2), paths)
+    assert replayed.returncode == 0 and replayed.stdout.count(": same\n") == 2, replayed.stdout + replayed.stderr
+    assert "no function constant 0" in replay(sample_kernels(tmp_path), paths).stderr
+
+
+def sample_kernels(folder, source=1):
+    """The kernels of one of the sample's sources, compiled apart from the device."""
+    text = (SAMPLE / "scale.mm").read_text().split('R"METAL(')[source].split(')METAL"')[0]
     (folder / "sample.metal").write_text(text)
     return compile_metal(folder / "sample.metal", folder / "sample.so")

@@ -3,19 +3,26 @@
 // The query rows of one KV head are numbered query * group + head of the group: a block of neighbours shares every key that is
 // read, whether they are the heads of a group (decode) or queries of a chunk as well.
 //
-//   0          lo                     exact               position   keys
-//   |-----------|=======codes===========|======recent=======|----------|       tokens of one query, from the op's start
+//   0     lo       coded                  exact               position   keys
+//   |------|=sinks===|=======codes==========|======recent=======|----------|       tokens of one query, from the op's start
+//
+// Widths and codebook are function constants: each pipeline is compiled, and takes registers, for its own case.
 #ifndef INT4KV_METAL_ATTEND_H
 #define INT4KV_METAL_ATTEND_H
 
 #include "rotation.h"
+#include "source.h"
+
+constant uint k_bits [[function_constant(INT4KV_K_BITS_CONSTANT)]];
+constant uint v_bits [[function_constant(INT4KV_V_BITS_CONSTANT)]];
+constant uint codebook [[function_constant(INT4KV_CODEBOOK_CONSTANT)]];
 
 constant constexpr float kFloor = -1e30f;  // the maximum of no scores; a score never is as low
 constant constexpr float kLog2e = 1.44269504f;
 
-// Tokens [lo, exact) are read from codes, [exact, hi) from recent rows.
+// Tokens [lo, coded) are read from the plain rows of the first tokens, [coded, exact) from codes, [exact, hi) from recent rows.
 struct Span {
-  int lo, exact, hi;
+  int lo, coded, exact, hi;
 };
 
 inline Span span_of(constant Int4kvAttend& p, uint query) {
@@ -23,7 +30,8 @@ inline Span span_of(constant Int4kvAttend& p, uint query) {
   Span span;
   span.hi = p.causal ? clamp(position + 1, 0, keys) : keys;
   span.lo = p.window > 0 ? clamp(position - p.window + 1, 0, span.hi) : 0;
-  span.exact = clamp(max(p.recent_from, position - p.recent_window + 1), span.lo, span.hi);
+  span.coded = clamp(p.sinks, span.lo, span.hi);
+  span.exact = clamp(max(p.recent_from, position - p.recent_window + 1), span.coded, span.hi);
   return span;
 }
 
@@ -98,35 +106,47 @@ struct Statistics {
   }
 };
 
-// A row of all its tokens: divided by their sum, rotated back, written.
+// Where finished rows go, and what they need on the way.
+struct Output {
+  const device float* rotation;
+  const device float* centre;
+  device void* out;
+  device float* partial;
+  device float2* statistics;
+};
+
+// A row of all its tokens: divided by their sum, rotated back, the values' centre added, written.
 inline void write_output(
-    constant Int4kvAttend& p, thread float* x, float sum, uint batch, uint kv_head, QueryRow row, uint lane, const device float* rotation,
-    device void* out) {
+    constant Int4kvAttend& p, thread float* x, float sum, uint batch, uint kv_head, QueryRow row, uint lane, thread const Output& output) {
   uint units = p.head_dim / INT4KV_UNIT;
   float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
   for (uint u = 0; u < kMaxUnits; u++) x[u] *= inverse;
-  unrotate(x, p.v_rotation, rotation, kv_head, units, lane);
-  store_row(out, p.out, row_offset(p.out, batch, row.head, row.query), units, lane, x);
+  unrotate(x, p.v_rotation, output.rotation, kv_head, units, lane);
+  if (p.has_v_centre && sum != 0.0f) {
+    float mean[kMaxUnits] = {};
+    load_row(output.centre, p.v_centre, row_offset(p.v_centre, batch, kv_head, 0), units, lane, mean);
+    for (uint u = 0; u < kMaxUnits; u++) x[u] = x[u] + mean[u];
+  }
+  store_row(output.out, p.out, row_offset(p.out, batch, row.head, row.query), units, lane, x);
 }
 
 // One row in registers goes out: as the output when there is one split, else as a partial sum that merge joins.
 inline void write_row(
     constant Int4kvAttend& p, thread float* x, float maximum, float sum, uint batch, uint kv_head, QueryRow row, uint split, uint lane,
-    const device float* rotation, device void* out, device float* partial, device float2* statistics) {
-  if (p.splits == 1) return write_output(p, x, sum, batch, kv_head, row, lane, rotation, out);
+    thread const Output& output) {
+  if (p.splits == 1) return write_output(p, x, sum, batch, kv_head, row, lane, output);
   uint units = p.head_dim / INT4KV_UNIT;
   long slot = (long(batch * p.heads + row.head) * p.queries + row.query) * p.splits + split;
   for (uint u = 0; u < kMaxUnits; u++) {
-    if (u < units) partial[slot * p.head_dim + INT4KV_UNIT * u + lane] = x[u];
+    if (u < units) output.partial[slot * p.head_dim + INT4KV_UNIT * u + lane] = x[u];
   }
-  if (lane == 0) statistics[slot] = float2(maximum, sum);
+  if (lane == 0) output.statistics[slot] = float2(maximum, sum);
 }
 
 // The live rows of a block that lie in threadgroup memory as load_queries lays them out.
 inline void write_rows(
     constant Int4kvAttend& p, const threadgroup float* rows, thread const Statistics& found, uint batch, uint kv_head, uint block,
-    uint split, uint simdgroup, uint lane, uint stride, const device float* rotation, device void* out, device float* partial,
-    device float2* statistics) {
+    uint split, uint simdgroup, uint lane, uint stride, thread const Output& output) {
   for (uint n = simdgroup; n < found.count; n += INT4KV_SIMDGROUPS) {
     QueryRow row = query_row(p, kv_head, block * found.count + n);
     if (!row.live) continue;
@@ -134,7 +154,7 @@ inline void write_rows(
     for (uint u = 0; u < kMaxUnits; u++) {
       if (u < p.head_dim / INT4KV_UNIT) x[u] = rows[n * stride + INT4KV_UNIT * u + lane];
     }
-    write_row(p, x, maximum, found.sum(n, maximum), batch, kv_head, row, split, lane, rotation, out, partial, statistics);
+    write_row(p, x, maximum, found.sum(n, maximum), batch, kv_head, row, split, lane, output);
   }
 }
 

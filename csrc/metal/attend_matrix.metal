@@ -1,5 +1,5 @@
 // attend for three to eight query rows at a time, and for chunks in blocks of eight: o = R_v^T softmax2(q' K'^T) V' with
-// q' = log2(e) * scale * R_k q, by simdgroup_matrix. Packed 4-bit codes, one scale per row, head_dim 64, 128 or 256.
+// q' = log2(e) * scale * R_k q, by simdgroup_matrix. Packed codes of a symmetric codebook, one scale per row, head_dim 64, 128 or 256.
 //
 // Grid: (splits, kv_heads * blocks, batch). A threadgroup owns 8 query rows (the columns of the fragments) of one KV head and one
 // share of their tokens; its simdgroups take tiles of 8 * B tokens in turn and keep their own maximum and sums.
@@ -11,7 +11,8 @@
 // of V, decoded straight into fragments, so no code is ever moved between lanes. Fragment 4 w + t is pair t of word w of each
 // lane; q and o follow that order, and only threadgroup memory knows channels. Each word is read once for all eight columns.
 // K's scale multiplies the score, V's the weight. P is transposed through threadgroup memory, once a tile.
-// Registers, head_dim 128: 32 for o, 16 and 16 for the words of a tile, 8 for S; at 256 B is 2: 64, 16, 16, 4.
+// Registers, head_dim 128, 4 bits: 32 for o, 16 and 16 for the words of a tile, 8 for S; at 256 B is 2: 64, 16, 16, 4. Words stay as
+// they lie in the planes until they are used: 8 bits take twice as many.
 #include "attend.h"
 #include "tiles.h"
 
@@ -98,18 +99,18 @@ inline void read_codes(
     constant Int4kvAttend& p, thread const Source& k, thread const Source& v, Pass pass, const device bool* mask,
     const threadgroup float2* queries, Place at, thread Columns& columns, threadgroup float* rescales, threadgroup float* weights,
     thread Fragment* o) {
-  uint k_words[B * D / 32], v_words[B * D / 32];
-  if (pass.first < pass.last) load_words<D, B>(k, pass.first, pass.last, at, k_words);
+  PlaneWords<D / 32> k_words[B], v_words[B];
+  if (pass.first < pass.last) load_tile<D, B>(k, pass.first, pass.last, at, k_words);
   for (int tile = pass.first; tile < pass.last; tile += pass.stride) {
     float k_scale[B], v_scale[B];
     Fragment score[B];
-    load_words<D, B>(v, tile, pass.last, at, v_words);
+    load_tile<D, B>(v, tile, pass.last, at, v_words);
     load_scales<B>(k, tile, pass.last, at.row, k_scale);
     load_scales<B>(v, tile, pass.last, at.row, v_scale);
-    score_codes<D, B>(k_words, queries, at.lane, score);
-    load_words<D, B>(k, tile + pass.stride, pass.last, at, k_words);
+    score_codes<D, B>(k_words, k.coding, queries, at, score);
+    load_tile<D, B>(k, tile + pass.stride, pass.last, at, k_words);
     softmax_tile<D, B>(p, score, k_scale, v_scale, tile, mask, at, columns, rescales, weights, o);
-    add_codes<D, B>(v_words, weights, at, o);
+    add_codes<D, B>(v_words, v.coding, weights, at, o);
   }
 }
 
@@ -159,10 +160,11 @@ inline void join_columns_in_turns(
 template <int D, int B>
 [[kernel]] void attend_matrix(
     const device void* q [[buffer(0)]], const device void* k_codes [[buffer(1)]], const device half* k_scales [[buffer(2)]],
-    const device void* v_codes [[buffer(3)]], const device half* v_scales [[buffer(4)]], const device void* k_recent [[buffer(5)]],
-    const device void* v_recent [[buffer(6)]], const device float* k_rotation [[buffer(7)]],
-    const device float* v_rotation [[buffer(8)]], const device bool* mask [[buffer(9)]], device void* out [[buffer(10)]],
-    device float* partial [[buffer(11)]], device float2* statistics [[buffer(12)]], constant Int4kvAttend& p [[buffer(13)]],
+    const device void* v_codes [[buffer(3)]], const device half* v_scales [[buffer(4)]], const device void* k_sink [[buffer(5)]],
+    const device void* v_sink [[buffer(6)]], const device void* k_recent [[buffer(7)]], const device void* v_recent [[buffer(8)]],
+    const device float* k_rotation [[buffer(9)]], const device float* v_rotation [[buffer(10)]],
+    const device float* v_centre [[buffer(11)]], const device bool* mask [[buffer(12)]], device void* out [[buffer(13)]],
+    device float* partial [[buffer(14)]], device float2* statistics [[buffer(15)]], constant Int4kvAttend& p [[buffer(16)]],
     uint3 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   threadgroup float rows[kColumns * D], weights[INT4KV_SIMDGROUPS * kColumns * (8 * B + 4)];
@@ -189,21 +191,29 @@ template <int D, int B>
   const threadgroup float2* queries = (const threadgroup float2*)rows;
   threadgroup float* my_weights = weights + simdgroup * kColumns * (8 * B + 4);
   threadgroup float* my_rescales = rescales + simdgroup * kColumns;
-  Pass pass = {share.from + int(simdgroup) * 8 * B, min(last.exact, share.to), int(INT4KV_SIMDGROUPS) * 8 * B};
-  for (int e = 0; e < 2; e++) columns.from[e] = mine[e].lo, columns.to[e] = min(mine[e].exact, share.to);
-  Source k = source_of(p.k, k_codes, k_scales, batch, kv_head, 0), v = source_of(p.v, v_codes, v_scales, batch, kv_head, 0);
+  int offset = int(simdgroup) * 8 * B, stride = int(INT4KV_SIMDGROUPS) * 8 * B;
+  Pass pass = {max(first.coded, share.from) + offset, min(last.exact, share.to), stride};
+  for (int e = 0; e < 2; e++) columns.from[e] = mine[e].coded, columns.to[e] = min(mine[e].exact, share.to);
+  Source k = source_of(p.k, {k_bits, codebook}, k_codes, k_scales, batch, kv_head, 0);
+  Source v = source_of(p.v, {v_bits, codebook}, v_codes, v_scales, batch, kv_head, 0);
   read_codes<D, B>(p, k, v, pass, mask, queries, at, columns, my_rescales, my_weights, o);
 
-  pass.first = max(max(first.exact, p.recent_from), share.from) + int(simdgroup) * 8 * B;
-  pass.last = share.to;
-  for (int e = 0; e < 2; e++) columns.from[e] = mine[e].exact, columns.to[e] = min(mine[e].hi, share.to);
-  k = source_of(p.k_recent, k_recent, k_scales, batch, kv_head, p.recent_from);
-  v = source_of(p.v_recent, v_recent, v_scales, batch, kv_head, p.recent_from);
-  read_plain<D, B>(p, k, v, pass, mask, queries, at, columns, my_rescales, my_weights, o);
+  for (int newest = p.sinks > 0 ? 0 : 1; newest < 2; newest++) {
+    pass.first = max(newest ? max(first.exact, p.recent_from) : first.lo, share.from) + offset;
+    pass.last = min(newest ? last.hi : last.coded, share.to);
+    for (int e = 0; e < 2; e++) {
+      columns.from[e] = newest ? mine[e].exact : mine[e].lo;
+      columns.to[e] = min(newest ? mine[e].hi : mine[e].coded, share.to);
+    }
+    k = plain_source(newest ? p.k_recent : p.k_sink, newest ? k_recent : k_sink, batch, kv_head, newest ? p.recent_from : 0);
+    v = plain_source(newest ? p.v_recent : p.v_sink, newest ? v_recent : v_sink, batch, kv_head, newest ? p.recent_from : 0);
+    read_plain<D, B>(p, k, v, pass, mask, queries, at, columns, my_rescales, my_weights, o);
+  }
 
   Statistics found = {maxima, sums, kColumns};
   join_columns_in_turns<D>(columns, o, found, simdgroup, at, rows);
-  write_rows(p, rows, found, batch, kv_head, block, split, simdgroup, lane, D, v_rotation, out, partial, statistics);
+  Output output = {v_rotation, v_centre, out, partial, statistics};
+  write_rows(p, rows, found, batch, kv_head, block, split, simdgroup, lane, D, output);
 }
 
 #define INT4KV_ATTEND_MATRIX(D, B) \

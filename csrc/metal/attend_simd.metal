@@ -1,5 +1,5 @@
 // attend for one or two query rows at a time: o = R_v^T softmax2(q' K'^T) V', q' = log2(e) * scale * R_k q, any head_dim, any
-// number of scales per row, codes or plain rows.
+// number of scales per row, codes of any codebook or plain rows.
 //
 // Grid: (splits, kv_heads * blocks, batch). A threadgroup owns H rows of one KV head and one share of their tokens. In each
 // simdgroup L = 2, 4, 8 or 16 lanes (16 channels each) own a token; all token streams of the threadgroup are independent flash
@@ -10,27 +10,40 @@
 //
 // Registers: 16 H for q, 16 H for o. Streams are joined by shuffles, simdgroups through threadgroup memory.
 #include "attend.h"
-#include "source.h"
 
 constant constexpr uint kPart = 16;  // channels of a lane: two words of codes
 constant constexpr int kBatch = 4;   // tokens of a stream whose loads are in flight together
 
-// The 16 channels of one lane of a token: levels and their scale, or plain channels and 1; x[8 w + 2 t + e] as channel_of says.
-template <bool PACKED>
+inline void load_channels(thread const Source& source, const device uchar* row, uint part, thread float* x) {
+  for (uint i = 0; i < kPart; i++) x[i] = source.channel(row, channel_of(2 * part + i / 8, i % 8 / 2, i % 2));
+}
+
+inline void load_levels(thread const Source& source, const device uchar* row, uint part, uint parts, thread float* x) {
+  Coding coding = source.coding;
+  PlaneWords<2> words;
+  load_words<2>(row, coding.bits, kPart * parts, 2 * part, coding.bits % 4 == 0, words);
+  for (uint w = 0; w < 2; w++) {
+    CodeWord code = code_word<2>(words, coding.bits, 2 * part, w);
+    for (uint t = 0; t < kPairs; t++) {
+      float2 pair = level_pair(code, t, coding);
+      x[8 * w + 2 * t] = pair.x;
+      x[8 * w + 2 * t + 1] = pair.y;
+    }
+  }
+}
+
+// The 16 channels of one lane of a token: levels and their scale, or values and 1; x[8 w + 2 t + e] as channel_of says.
 inline float load_part(thread const Source& source, int token, uint part, uint parts, thread float* x) {
   const device uchar* row = source.row(token);
-  if (PACKED) {
-    uint2 words = ((const device uint2*)row)[part];
-    for (uint t = 0; t < kPairs; t++) {
-      half2 first = level_pair(words.x, t), second = level_pair(words.y, t);
-      x[2 * t] = float(first.x);
-      x[2 * t + 1] = float(first.y);
-      x[8 + 2 * t] = float(second.x);
-      x[8 + 2 * t + 1] = float(second.y);
-    }
-    return source.scale(token, part * source.groups / parts);
+  if (source.coding.bits == INT4KV_PLAIN_BITS) {
+    load_channels(source, row, part, x);
+    return 1.0f;
   }
-  for (uint i = 0; i < kPart; i++) x[i] = source.channel(row, channel_of(2 * part + i / 8, i % 8 / 2, i % 2));
+  load_levels(source, row, part, parts, x);
+  uint group = part * source.groups / parts;
+  if (source.coding.book != INT4KV_ASYMMETRIC) return source.scale(token, group);
+  float scale = source.scale(token, 2 * group), minimum = source.scale(token, 2 * group + 1);
+  for (uint i = 0; i < kPart; i++) x[i] = scale * x[i] + minimum;
   return 1.0f;
 }
 
@@ -77,13 +90,13 @@ struct Reading {
   int from[H], to[H], first, last, stride;
 };
 
-template <int H, bool PACKED>
+template <int H>
 inline void score_batch(
-    constant Int4kvAttend& p, thread const Stream<H>& stream, thread const Source& k, thread const Reading<H>& reading, const device bool* mask,
-    int first, thread const Lane& lane, thread float* score, thread bool* seen) {
+    constant Int4kvAttend& p, thread const Stream<H>& stream, thread const Source& k, thread const Reading<H>& reading,
+    const device bool* mask, int first, thread const Lane& lane, thread float* score, thread bool* seen) {
   for (int b = 0; b < kBatch; b++) {
     int token = first + b * reading.stride;
-    float x[kPart], scale = load_part<PACKED>(k, min(token, reading.last - 1), lane.part, lane.parts, x);
+    float x[kPart], scale = load_part(k, min(token, reading.last - 1), lane.part, lane.parts, x);
     for (int h = 0; h < H; h++) {
       seen[b * H + h] = token >= reading.from[h] && token < reading.to[h] && mask_allows(p, mask, stream.mask[h], token);
       float dot = 0.0f;
@@ -114,12 +127,12 @@ inline void exponentiate(thread Stream<H>& stream, thread float* score, thread c
   }
 }
 
-template <int H, bool PACKED>
+template <int H>
 inline void add_values(
     thread Stream<H>& stream, thread const Source& v, thread const Reading<H>& reading, int first, thread const Lane& lane,
     thread const float* weight, thread const bool* seen) {
   for (int b = 0; b < kBatch; b++) {
-    float x[kPart], scale = load_part<PACKED>(v, min(first + b * reading.stride, reading.last - 1), lane.part, lane.parts, x);
+    float x[kPart], scale = load_part(v, min(first + b * reading.stride, reading.last - 1), lane.part, lane.parts, x);
     for (int h = 0; h < H; h++) {
       if (!seen[b * H + h]) continue;  // what is not seen may be NaN
       for (uint i = 0; i < kPart; i++) stream.o[h][i] = fma(weight[b * H + h] * scale, x[i], stream.o[h][i]);
@@ -127,16 +140,16 @@ inline void add_values(
   }
 }
 
-template <int H, bool PACKED_K, bool PACKED_V>
+template <int H>
 inline void read_tokens(
     constant Int4kvAttend& p, thread Stream<H>& stream, thread const Source& k, thread const Source& v, thread const Reading<H>& reading,
     const device bool* mask, thread const Lane& lane) {
   for (int first = reading.first; first < reading.last; first += kBatch * reading.stride) {
     float score[kBatch * H];
     bool seen[kBatch * H];
-    score_batch<H, PACKED_K>(p, stream, k, reading, mask, first + lane.stream, lane, score, seen);
+    score_batch<H>(p, stream, k, reading, mask, first + lane.stream, lane, score, seen);
     exponentiate<H>(stream, score, seen);
-    add_values<H, PACKED_V>(stream, v, reading, first + lane.stream, lane, score, seen);
+    add_values<H>(stream, v, reading, first + lane.stream, lane, score, seen);
   }
 }
 
@@ -181,10 +194,11 @@ inline void join_streams_in_turns(
 template <int H>
 [[kernel]] void attend_simd(
     const device void* q [[buffer(0)]], const device void* k_codes [[buffer(1)]], const device half* k_scales [[buffer(2)]],
-    const device void* v_codes [[buffer(3)]], const device half* v_scales [[buffer(4)]], const device void* k_recent [[buffer(5)]],
-    const device void* v_recent [[buffer(6)]], const device float* k_rotation [[buffer(7)]],
-    const device float* v_rotation [[buffer(8)]], const device bool* mask [[buffer(9)]], device void* out [[buffer(10)]],
-    device float* partial [[buffer(11)]], device float2* statistics [[buffer(12)]], constant Int4kvAttend& p [[buffer(13)]],
+    const device void* v_codes [[buffer(3)]], const device half* v_scales [[buffer(4)]], const device void* k_sink [[buffer(5)]],
+    const device void* v_sink [[buffer(6)]], const device void* k_recent [[buffer(7)]], const device void* v_recent [[buffer(8)]],
+    const device float* k_rotation [[buffer(9)]], const device float* v_rotation [[buffer(10)]],
+    const device float* v_centre [[buffer(11)]], const device bool* mask [[buffer(12)]], device void* out [[buffer(13)]],
+    device float* partial [[buffer(14)]], device float2* statistics [[buffer(15)]], constant Int4kvAttend& p [[buffer(16)]],
     uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   threadgroup float rows[H * INT4KV_MAX_HEAD_DIM], maxima[INT4KV_SIMDGROUPS * H], sums[INT4KV_SIMDGROUPS * H];
@@ -202,33 +216,33 @@ template <int H>
   }
 
   Share share = share_of(p, spans[0], spans[H - 1], split, int(INT4KV_SIMD));
-  int streams = int(INT4KV_SIMD / lane.count);
+  int streams = int(INT4KV_SIMD / lane.count), offset = int(simdgroup) * streams;
   Reading<H> reading;
   reading.stride = int(INT4KV_SIMDGROUPS) * streams;
-  reading.first = share.from + int(simdgroup) * streams;
+  reading.first = max(spans[0].coded, share.from) + offset;
   reading.last = min(spans[H - 1].exact, share.to);
-  for (int h = 0; h < H; h++) reading.from[h] = spans[h].lo, reading.to[h] = min(spans[h].exact, share.to);
-  Source k = source_of(p.k, k_codes, k_scales, batch, kv_head, 0), v = source_of(p.v, v_codes, v_scales, batch, kv_head, 0);
-  if (p.k.groups > 0) {
-    if (p.v.groups > 0) read_tokens<H, true, true>(p, stream, k, v, reading, mask, lane);
-    else read_tokens<H, true, false>(p, stream, k, v, reading, mask, lane);
-  } else {
-    if (p.v.groups > 0) read_tokens<H, false, true>(p, stream, k, v, reading, mask, lane);
-    else read_tokens<H, false, false>(p, stream, k, v, reading, mask, lane);
-  }
+  for (int h = 0; h < H; h++) reading.from[h] = spans[h].coded, reading.to[h] = min(spans[h].exact, share.to);
+  Source k = source_of(p.k, {k_bits, codebook}, k_codes, k_scales, batch, kv_head, 0);
+  Source v = source_of(p.v, {v_bits, codebook}, v_codes, v_scales, batch, kv_head, 0);
+  read_tokens<H>(p, stream, k, v, reading, mask, lane);
 
-  reading.first = max(max(spans[0].exact, p.recent_from), share.from) + int(simdgroup) * streams;
-  reading.last = share.to;
-  for (int h = 0; h < H; h++) reading.from[h] = spans[h].exact, reading.to[h] = min(spans[h].hi, share.to);
-  k = source_of(p.k_recent, k_recent, k_scales, batch, kv_head, p.recent_from);
-  v = source_of(p.v_recent, v_recent, v_scales, batch, kv_head, p.recent_from);
-  read_tokens<H, false, false>(p, stream, k, v, reading, mask, lane);
+  for (int newest = p.sinks > 0 ? 0 : 1; newest < 2; newest++) {
+    reading.first = max(newest ? max(spans[0].exact, p.recent_from) : spans[0].lo, share.from) + offset;
+    reading.last = min(newest ? spans[H - 1].hi : spans[H - 1].coded, share.to);
+    for (int h = 0; h < H; h++) {
+      reading.from[h] = newest ? spans[h].exact : spans[h].lo;
+      reading.to[h] = min(newest ? spans[h].hi : spans[h].coded, share.to);
+    }
+    k = plain_source(newest ? p.k_recent : p.k_sink, newest ? k_recent : k_sink, batch, kv_head, newest ? p.recent_from : 0);
+    v = plain_source(newest ? p.v_recent : p.v_sink, newest ? v_recent : v_sink, batch, kv_head, newest ? p.recent_from : 0);
+    read_tokens<H>(p, stream, k, v, reading, mask, lane);
+  }
 
   Statistics found = {maxima, sums, H};
   join_streams<H>(stream, lane.count);
   join_streams_in_turns<H>(stream, rows, found, simdgroup, lane, thread_index);
-  write_rows(
-      p, rows, found, batch, kv_head, block, split, simdgroup, thread_index, INT4KV_MAX_HEAD_DIM, v_rotation, out, partial, statistics);
+  Output output = {v_rotation, v_centre, out, partial, statistics};
+  write_rows(p, rows, found, batch, kv_head, block, split, simdgroup, thread_index, INT4KV_MAX_HEAD_DIM, output);
 }
 
 #define INT4KV_ATTEND_SIMD(H) template [[host_name("attend_simd_" #H)]] [[kernel]] decltype(attend_simd<H>) attend_simd<H>;

@@ -1,18 +1,23 @@
 // dequantize: codes or plain rows -> scale -> rotate back -> add the centre. A simdgroup owns one row, as rows.h draws it;
 // grid: batch * heads * tokens, the token fastest.
+#include "codebook.h"
+#include "planes.h"
 #include "rotation.h"
 
 template <int U>
 inline void read_stored(
     constant Int4kvStored& stored, const device void* codes, const device half* scales, uint batch, uint head, uint slot, uint lane,
     thread float* x) {
-  long row = row_offset(stored.codes, batch, head, slot);
+  long row = row_offset(stored.codes, batch, head, slot), scale = row_offset(stored.scales, batch, head, slot);
   if (stored.groups == 0) return load_row(codes, stored.codes, row, U, lane, x);
-  const device uchar* bytes = (const device uchar*)codes + row + lane % (INT4KV_UNIT / 2);
-  long scale = row_offset(stored.scales, batch, head, slot);
   for (uint u = 0; u < U; u++) {
-    uint byte = bytes[u * (INT4KV_UNIT / 2)], code = lane < INT4KV_UNIT / 2 ? INT4KV_LOW(byte) : INT4KV_HIGH(byte);
-    x[u] = float(scales[scale + long(u * stored.groups / U) * stored.scales.channel]) * (float(code) - 7.5f);
+    long group = long(u * stored.groups / U), step = stored.scales.channel;
+    float level = level_of(unpack((const device uchar*)codes + row, U, u, stored.bits, lane), stored.bits, stored.codebook);
+    if (stored.codebook == INT4KV_ASYMMETRIC) {
+      x[u] = float(scales[scale + 2 * group * step]) * level + float(scales[scale + (2 * group + 1) * step]);
+    } else {
+      x[u] = float(scales[scale + group * step]) * level;
+    }
   }
 }
 

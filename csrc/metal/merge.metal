@@ -1,5 +1,5 @@
-// merge: joins the splits of a query row, divides by their sum and rotates back. A threadgroup owns one row; its simdgroups take
-// splits in turn, each lane the channels that rows.h gives it, and are joined through threadgroup memory.
+// merge: joins the splits of a query row, divides by their sum, rotates back and adds the values' centre. A threadgroup owns one row;
+// its simdgroups take splits in turn, each lane the channels that rows.h gives it, and are joined through threadgroup memory.
 // Grid: rows = batch * heads * queries, the query fastest.
 #include "attend.h"
 
@@ -7,7 +7,8 @@ constant constexpr uint kMergers = INT4KV_MERGE_SIMDGROUPS;
 
 [[kernel]] void merge(
     const device float* partial [[buffer(0)]], const device float2* statistics [[buffer(1)]],
-    const device float* v_rotation [[buffer(2)]], device void* out [[buffer(3)]], constant Int4kvAttend& p [[buffer(4)]],
+    const device float* v_rotation [[buffer(2)]], const device float* v_centre [[buffer(3)]], device void* out [[buffer(4)]],
+    constant Int4kvAttend& p [[buffer(5)]],
     uint index [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   threadgroup float rows[kMergers * INT4KV_MAX_HEAD_DIM], sums[kMergers];
@@ -34,5 +35,6 @@ constant constexpr uint kMergers = INT4KV_MERGE_SIMDGROUPS;
   }
   QueryRow row = {index / p.queries % p.heads, index % p.queries, true};
   uint batch = index / p.queries / p.heads, kv_head = row.head / (p.heads / p.kv_heads);
-  write_output(p, x, sum, batch, kv_head, row, lane, v_rotation, out);
+  Output output = {v_rotation, v_centre, out, nullptr, nullptr};
+  write_output(p, x, sum, batch, kv_head, row, lane, output);
 }

@@ -18,8 +18,14 @@ typedef int64_t int4kv_stride;
 #define INT4KV_BFLOAT16 2u
 
 #define INT4KV_NO_ROTATION 0u
-#define INT4KV_HADAMARD 1u  // signs [head_dim], then butterflies
-#define INT4KV_DENSE 2u     // orthonormal [head_dim, head_dim] per head
+#define INT4KV_HADAMARD 1u  // signs [head_dim], then butterflies within blocks of channels
+#define INT4KV_DENSE 2u     // a matrix [head_dim, head_dim] per head
+
+// The function constants of the attention kernels: bits of a code, 16 for plain rows, and a codebook of format.h.
+#define INT4KV_K_BITS_CONSTANT 0
+#define INT4KV_V_BITS_CONSTANT 1
+#define INT4KV_CODEBOOK_CONSTANT 2
+#define INT4KV_PLAIN_BITS 16u
 
 #define INT4KV_SIMD 32u
 #define INT4KV_SIMDGROUPS 4u  // simdgroups of a threadgroup that share the keys of one block of rows
@@ -36,13 +42,13 @@ struct Int4kvRows {
 // Codes with their scales, or plain rows (groups = 0), in a ring of `capacity` slots.
 struct Int4kvStored {
   struct Int4kvRows codes, scales;
-  unsigned groups, capacity, first_slot;
+  unsigned groups, bits, codebook, capacity, first_slot;
 };
 
 struct Int4kvRotation {
-  unsigned kind;
-  int4kv_stride head;  // of a dense one: elements between the matrices of two heads
-  float norm;          // of a Hadamard one: 1 / sqrt(block)
+  unsigned kind, block;  // of a Hadamard one: the channels of a block, a power of two, ...
+  float norm;            // ... and 1 / sqrt(block)
+  int4kv_stride head;    // of a dense one: elements between the matrices of two heads
 };
 
 // One tensor on its way into the cache: K or V.
@@ -67,13 +73,14 @@ struct Int4kvDequantize {
 };
 
 struct Int4kvAttend {
-  struct Int4kvRows q, out, mask;
-  struct Int4kvStored k, v, k_recent, v_recent;  // of the recent ones, first_slot is that of token recent_from
+  struct Int4kvRows q, out, mask, v_centre;
+  struct Int4kvStored k, v, k_sink, v_sink, k_recent, v_recent;  // of the recent ones, first_slot is that of token recent_from
   struct Int4kvRotation k_rotation, v_rotation;
   unsigned heads, kv_heads, queries, head_dim, keys, blocks, splits;
+  int sinks;                       // tokens [0, sinks) have plain rows
   int recent_from, recent_window;  // recent_from = keys: no recent rows
   int window;                      // 0: none
-  unsigned causal, has_mask;
+  unsigned causal, has_mask, has_v_centre;
   float scale, softcap;  // softcap 0: none, and scale has log2(e) in it
 };
 

@@ -3,59 +3,25 @@
 // One dispatch serves K and V of all heads: a simdgroup owns one row (one token of one head of one side) in registers, as rows.h
 // draws it, and reads it once. Butterflies and sums are shuffles; there is no threadgroup memory and no barrier.
 // Row r of the grid: side = r / rows, then batch, head and token of r % rows, the token fastest.
+#include "codebook.h"
+#include "planes.h"
 #include "rotation.h"
-
-// The bits of the largest |x| of the group of `size` units from unit `first` on.
-template <int U>
-inline uint largest_bits(const thread float* x, uint first, uint size) {
-  uint largest = 0;
-  for (uint u = 0; u < U; u++) {
-    if (u >= first && u < first + size) largest = max(largest, as_type<uint>(x[u]) & 0x7fffffffu);
-  }
-  return simd_max(largest);
-}
-
-inline float fold_lanes(float x) {
-  for (ushort apart = INT4KV_UNIT / 2; apart > 0; apart /= 2) x = x + simd_shuffle_xor(x, apart);
-  return x;
-}
-
-// codes[] and the returned scale stand for the group; fp16 is finite or NaN, as format.h says.
-template <int U>
-inline half encode_group(const thread float* x, uint first, uint size, thread uint* codes) {
-  uint bits = largest_bits<U>(x, first, size);
-  bool broken = bits >= INT4KV_FP32_INF_BITS;
-  float largest = as_type<float>(bits);
-  float inverse = largest < INT4KV_TINY ? 0.0f : 1.0f / (largest * INT4KV_CLIP_STEP);
-  float sum = 0.0f;
-  int squares = 0;
-  for (uint u = 0; u < U; u++) {
-    if (u < first || u >= first + size) continue;
-    float level = clamp(floor(x[u] * inverse + 8.0f), 0.0f, 15.0f);
-    int code = broken ? INT4KV_NIBBLES / 2 : int(level), odd = 2 * code - 15;
-    float product = x[u] * float(odd);
-    sum = u == first ? product : sum + product;
-    squares += odd * odd;
-    codes[u] = uint(code);
-  }
-  half scale = half(2.0f * fold_lanes(sum) / float(simd_sum(squares)));
-  if (broken || !isfinite(scale)) return as_type<half>(ushort(INT4KV_FP16_NAN));
-  return inverse == 0.0f ? half(0.0f) : scale;
-}
 
 template <int U>
 inline void write_packed(
     const thread float* x, constant Int4kvStored& stored, long codes_row, long scales_row, device uchar* codes, device half* scales,
     uint lane) {
-  uint code[U], size = U / stored.groups;
-  for (uint g = 0; g < stored.groups; g++) {
-    half scale = encode_group<U>(x, g * size, size, code);
-    if (lane == 0) scales[scales_row + long(g) * stored.scales.channel] = scale;
+  uint code[U], size = U / stored.groups, each = stored.codebook == INT4KV_ASYMMETRIC ? 2 : 1;
+  for (uint g = 0, first = 0; g < stored.groups; g++, first += size) {
+    GroupScale found = encode<U>(x, {first, size}, stored.bits, stored.codebook, code);
+    half pair[2] = {half(found.scale), half(found.minimum)};
+    bool broken = !isfinite(pair[0]) || !isfinite(pair[1]);
+    if (lane < each) {
+      half kept = lane == 0 ? pair[0] : pair[1];
+      scales[scales_row + long(each * g + lane) * stored.scales.channel] = broken ? as_type<half>(ushort(INT4KV_FP16_NAN)) : kept;
+    }
   }
-  for (uint u = 0; u < U; u++) {
-    uint high = simd_shuffle_xor(code[u], ushort(INT4KV_UNIT / 2));
-    if (lane < INT4KV_UNIT / 2) codes[codes_row + u * (INT4KV_UNIT / 2) + lane] = uchar(INT4KV_PACK(code[u], high));
-  }
+  pack<U>(code, stored.bits, lane, codes + codes_row);
 }
 
 template <int U>

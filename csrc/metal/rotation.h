@@ -1,4 +1,4 @@
-// y = R x of a row in registers (rows.h), by a randomised Hadamard rotation or a dense orthonormal matrix, and x = R^T y.
+// y = R x of a row in registers (rows.h), by a randomised Hadamard rotation in blocks or a dense matrix, and x = R^T y.
 // The Hadamard butterflies are 1, 2, 4, ... channels apart, in this order: it is part of the format. Up to 16 apart the partner
 // is another lane, beyond it another register. A dense product adds channel after channel.
 #ifndef INT4KV_METAL_ROTATION_H
@@ -6,18 +6,17 @@
 
 #include "rows.h"
 
-inline void hadamard(thread float* x, uint units, uint lane, float norm) {
+inline void hadamard(thread float* x, uint block, uint units, uint lane, float norm) {
   for (ushort apart = 1; apart < INT4KV_SIMD; apart *= 2) {
     for (uint u = 0; u < kMaxUnits; u++) {
-      if (u >= units) continue;
+      if (u >= units || apart >= block) continue;
       float other = simd_shuffle_xor(x[u], apart);
       x[u] = (lane & apart) ? other - x[u] : x[u] + other;
     }
   }
-  uint block = units & (0u - units);
   for (uint apart = 1; apart < kMaxUnits; apart *= 2) {
     for (uint u = 0; u < kMaxUnits; u++) {
-      if (apart >= block || u >= units || (u & apart)) continue;
+      if (INT4KV_UNIT * apart >= block || u >= units || (u & apart)) continue;
       float a = x[u], b = x[u + apart];
       x[u] = a + b;
       x[u + apart] = a - b;
@@ -50,7 +49,7 @@ inline void multiply_matrix(thread float* x, const device float* matrix, uint ro
 inline void rotate(thread float* x, constant Int4kvRotation& rotation, const device float* by, uint head, uint units, uint lane) {
   if (rotation.kind == INT4KV_HADAMARD) {
     multiply_signs(x, by, units, lane);
-    hadamard(x, units, lane, rotation.norm);
+    hadamard(x, rotation.block, units, lane, rotation.norm);
   } else if (rotation.kind == INT4KV_DENSE) {
     multiply_matrix(x, by + long(head) * rotation.head, INT4KV_UNIT * units, 1, units, lane);
   }
@@ -58,7 +57,7 @@ inline void rotate(thread float* x, constant Int4kvRotation& rotation, const dev
 
 inline void unrotate(thread float* x, constant Int4kvRotation& rotation, const device float* by, uint head, uint units, uint lane) {
   if (rotation.kind == INT4KV_HADAMARD) {
-    hadamard(x, units, lane, rotation.norm);
+    hadamard(x, rotation.block, units, lane, rotation.norm);
     multiply_signs(x, by, units, lane);
   } else if (rotation.kind == INT4KV_DENSE) {
     multiply_matrix(x, by + long(head) * rotation.head, 1, INT4KV_UNIT * units, units, lane);

@@ -9,6 +9,7 @@ struct Source {
   const device half* scales;
   long token_bytes, step, scale_token, scale_group;
   uint groups, capacity, first_slot, type;
+  Coding coding;
   int origin;  // the token that is in first_slot
 
   uint slot(int token) const {
@@ -27,8 +28,9 @@ struct Source {
 };
 
 inline Source source_of(
-    constant Int4kvStored& stored, const device void* codes, const device half* scales, uint batch, uint head, int origin) {
+    constant Int4kvStored& stored, Coding coding, const device void* codes, const device half* scales, uint batch, uint head, int origin) {
   Source s;
+  s.coding = coding;
   long size = stored.groups > 0 ? 1 : stored.codes.type == INT4KV_FLOAT32 ? 4 : 2;
   s.codes = (const device uchar*)codes + row_offset(stored.codes, batch, head, 0) * size;
   s.token_bytes = stored.codes.token * size;
@@ -42,6 +44,11 @@ inline Source source_of(
   s.first_slot = stored.first_slot;
   s.origin = origin;
   return s;
+}
+
+// Of rows that stand beside the codes: the first tokens or the newest.
+inline Source plain_source(constant Int4kvStored& stored, const device void* rows, uint batch, uint head, int origin) {
+  return source_of(stored, {INT4KV_PLAIN_BITS, INT4KV_UNIFORM}, rows, (const device half*)rows, batch, head, origin);
 }
 
 #endif

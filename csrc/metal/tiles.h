@@ -13,36 +13,34 @@ struct Place {
   uint lane, row, column, quarter;
 };
 
+// The first word of this lane's quarter of a row.
+template <int D>
+inline uint first_word(Place at) {
+  return at.quarter * (D / 32);
+}
+
 // The words of this lane's quarter of B tokens, a block apart.
 template <int D, int B>
-inline void load_words(thread const Source& source, int tile, int last, Place at, thread uint* words) {
-  constexpr int W = D / 32;
+inline void load_tile(thread const Source& source, int tile, int last, Place at, thread PlaneWords<D / 32>* words) {
   for (int b = 0; b < B; b++) {
-    const device uchar* row = source.row(min(tile + 8 * b + int(at.row), last - 1)) + at.quarter * (W * 4);
-    if (W % 4 == 0) {
-      for (int w = 0; w < W / 4; w++) {
-        uint4 four = ((const device uint4*)row)[w];
-        for (int i = 0; i < 4; i++) words[b * W + 4 * w + i] = four[i];
-      }
-    } else {
-      uint2 two = *(const device uint2*)row;
-      words[b * W] = two.x;
-      words[b * W + 1] = two.y;
-    }
+    const device uchar* row = source.row(min(tile + 8 * b + int(at.row), last - 1));
+    load_words<D / 32>(row, source.coding.bits, D, first_word<D>(at), true, words[b]);
   }
 }
 
 template <int D, int B>
-inline void score_codes(const thread uint* words, const threadgroup float2* queries, uint lane, thread Fragment* score) {
-  constexpr int W = D / 32;
+inline void score_codes(
+    const thread PlaneWords<D / 32>* words, Coding coding, const threadgroup float2* queries, Place at, thread Fragment* score) {
   for (int b = 0; b < B; b++) score[b] = fragment_of(0.0f, 0.0f);
-  for (int w = 0; w < W; w++) {
+  for (uint w = 0; w < D / 32; w++) {
+    CodeWord code[B];
+    for (int b = 0; b < B; b++) code[b] = code_word<D / 32>(words[b], coding.bits, first_word<D>(at), w);
     for (uint t = 0; t < kPairs; t++) {
-      float2 pair = queries[32 * (kPairs * w + t) + lane];
+      float2 pair = queries[32 * (kPairs * w + t) + at.lane];
       Fragment query = fragment_of(pair.x, pair.y);
       for (int b = 0; b < B; b++) {
-        half2 level = level_pair(words[b * W + w], t);
-        Fragment key = fragment_of(float(level.x), float(level.y));
+        float2 level = level_pair(code[b], t, coding);
+        Fragment key = fragment_of(level.x, level.y);
         simdgroup_multiply_accumulate(score[b], key, query, score[b]);
       }
     }
@@ -50,22 +48,23 @@ inline void score_codes(const thread uint* words, const threadgroup float2* quer
 }
 
 template <int D, int B>
-inline void add_codes(const thread uint* words, const threadgroup float* weights, Place at, thread Fragment* o) {
-  constexpr int W = D / 32;
+inline void add_codes(
+    const thread PlaneWords<D / 32>* words, Coding coding, const threadgroup float* weights, Place at, thread Fragment* o) {
   for (int b = 0; b < B; b++) {
     float2 pair = *(const threadgroup float2*)(weights + at.row * (8 * B + 4) + 8 * b + at.column);
     Fragment weight = fragment_of(pair.x, pair.y);
-    for (int w = 0; w < W; w++) {
+    for (uint w = 0; w < D / 32; w++) {
+      CodeWord code = code_word<D / 32>(words[b], coding.bits, first_word<D>(at), w);
       for (uint t = 0; t < kPairs; t++) {
-        half2 level = level_pair(words[b * W + w], t);
-        Fragment value = fragment_of(float(level.x), float(level.y));
+        float2 level = level_pair(code, t, coding);
+        Fragment value = fragment_of(level.x, level.y);
         simdgroup_multiply_accumulate(o[kPairs * w + t], weight, value, o[kPairs * w + t]);
       }
     }
   }
 }
 
-// Plain rows in place of codes: the newest tokens, so it is written to be short.
+// Plain rows in place of codes: the first and the newest tokens, so it is written to be short.
 template <int D>
 inline Fragment plain_fragment(thread const Source& source, const device uchar* row, uint quarter, int w, uint t) {
   uint word = quarter * (D / 32) + w;

@@ -31,21 +31,22 @@ void describe_tokens(
 
 AttendShape shape_of(
     const at::Tensor& q, const at::Tensor& k_codes, const at::Tensor& k_scales, const at::Tensor& v_codes,
-    const at::Tensor& v_scales) {
-  const bool packed = is_packed(k_codes) && is_packed(v_codes);
-  return {q.size(0), k_codes.size(1), q.size(1) / k_codes.size(1), q.size(2), q.size(3),
-          packed && k_scales.size(3) == 1 && v_scales.size(3) == 1};
+    const at::Tensor& v_scales, int codebook) {
+  const bool one_scale = is_packed(k_codes) && is_packed(v_codes) && k_scales.size(3) == 1 && v_scales.size(3) == 1;
+  return {q.size(0), k_codes.size(1), q.size(1) / k_codes.size(1), q.size(2), q.size(3), one_scale && codebook != INT4KV_ASYMMETRIC};
 }
 
 at::Tensor attend(
     const at::Tensor& q, const at::Tensor& k_codes, const at::Tensor& k_scales, const at::Tensor& v_codes,
     const at::Tensor& v_scales, int64_t start, int64_t end, double scale, const OptionalTensor& k_rotation,
-    const OptionalTensor& v_rotation, const OptionalTensor& k_recent, const OptionalTensor& v_recent, int64_t recent_start,
-    int64_t recent_window, const OptionalTensor& mask, bool causal, int64_t window, double softcap, std::string_view codebook) {
+    const OptionalTensor& v_rotation, const OptionalTensor& v_centre, const OptionalTensor& k_recent, const OptionalTensor& v_recent,
+    int64_t recent_start, int64_t recent_window, const OptionalTensor& k_sink, const OptionalTensor& v_sink, const OptionalTensor& mask,
+    bool causal, int64_t window, double softcap, std::string_view codebook) {
   check_attend(
-      q, {k_codes, k_scales, k_recent}, {v_codes, v_scales, v_recent}, start, end, k_rotation, v_rotation, recent_start,
-      recent_window, mask, window, softcap, codebook);
+      q, {k_codes, k_scales, k_recent, k_sink}, {v_codes, v_scales, v_recent, v_sink}, start, end, k_rotation, v_rotation, v_centre,
+      recent_start, recent_window, mask, window, softcap, codebook);
   const int64_t batch = q.size(0), heads = q.size(1), queries = q.size(2), head_dim = q.size(3), keys = end - start;
+  const int book = codebook_of(codebook);
   const at::Tensor out = at::empty({batch, queries, heads, head_dim}, q.options()).transpose(1, 2);
   if (out.numel() == 0) return out;
 
@@ -54,14 +55,20 @@ at::Tensor attend(
   const int64_t exact_from = start + p.recent_from;
   const at::Tensor keys_in = aligned_codes(k_codes), values_in = aligned_codes(v_codes);
   const at::Tensor seen = mask ? mask->expand({batch, heads, queries, keys}) : at::Tensor();
+  const at::Tensor mean = centre_rows(v_centre, batch);
   p.q = rows_of(q);
   p.out = rows_of(out);
   p.mask = rows_of(seen);
   p.has_mask = seen.defined();
-  p.k = stored_of(keys_in, k_scales, start);
-  p.v = stored_of(values_in, v_scales, start);
-  if (k_recent) p.k_recent = stored_of(*k_recent, *k_recent, exact_from);
-  if (v_recent) p.v_recent = stored_of(*v_recent, *v_recent, exact_from);
+  p.v_centre = rows_of(mean);
+  p.has_v_centre = mean.defined();
+  p.k = stored_of(keys_in, k_scales, start, head_dim, book);
+  p.v = stored_of(values_in, v_scales, start, head_dim, book);
+  if (k_recent) p.k_recent = plain_rows_of(*k_recent, exact_from);
+  if (v_recent) p.v_recent = plain_rows_of(*v_recent, exact_from);
+  if (k_sink) p.k_sink = plain_rows_of(*k_sink, start);
+  if (v_sink) p.v_sink = plain_rows_of(*v_sink, start);
+  p.sinks = k_sink ? to_int(std::clamp(k_sink->size(2), start, end) - start) : 0;
   p.k_rotation = rotation_of(k_rotation, head_dim);
   p.v_rotation = rotation_of(v_rotation, head_dim);
   p.heads = static_cast<unsigned>(heads);
@@ -72,7 +79,7 @@ at::Tensor attend(
   p.softcap = static_cast<float>(softcap);
   p.scale = static_cast<float>(softcap > 0 ? scale : scale * kLog2e);
 
-  const AttendShape shape = shape_of(q, k_codes, k_scales, v_codes, v_scales);
+  const AttendShape shape = shape_of(q, k_codes, k_scales, v_codes, v_scales, book);
   const int64_t visible = window > 0 && window < keys ? std::min(keys, window + queries) : keys;
   const AttendPlan plan = plan_attend(shape, visible, at::mps::MPSDevice::getInstance()->getCoreCount());
   p.blocks = static_cast<unsigned>(plan.blocks);
@@ -86,22 +93,30 @@ at::Tensor attend(
   const MTLSize grid = MTLSizeMake(plan.splits, shape.kv_heads * plan.blocks, batch);
   const MTLSize merge_grid = MTLSizeMake(plan.splits > 1 ? batch * heads * queries : 0, 1, 1);
   encode({
-      {plan.kernel,
-       {q, keys_in, k_scales, values_in, v_scales, or_none(k_recent), or_none(v_recent), k_by, v_by, seen, out, partial, statistics},
+      {{plan.kernel, p.k.bits, p.v.bits, static_cast<unsigned>(book)},
+       {q, keys_in, k_scales, values_in, v_scales, or_none(k_sink), or_none(v_sink), or_none(k_recent), or_none(v_recent), k_by, v_by, mean,
+        seen, out, partial, statistics},
        &p, sizeof p, grid, INT4KV_SIMDGROUPS},
-      {"merge", {partial, statistics, v_by, out}, &p, sizeof p, merge_grid, INT4KV_MERGE_SIMDGROUPS},
+      {{"merge"}, {partial, statistics, v_by, mean, out}, &p, sizeof p, merge_grid, INT4KV_MERGE_SIMDGROUPS},
   });
   return out;
 }
 
-std::vector<std::string> prepare(const at::Tensor& /*example*/, at::IntArrayRef head_dims) {
+std::vector<std::string> prepare(
+    const at::Tensor& /*example*/, at::IntArrayRef head_dims, int64_t k_bits, int64_t v_bits, std::string_view codebook) {
   auto& pipelines = Pipelines::shared();
-  for (const char* kernel : {"attend_simd_1", "attend_simd_2", "merge"}) pipelines.find(kernel);
+  const auto book = static_cast<unsigned>(codebook_of(codebook));
+  const auto attention = [&](const std::string& name) {
+    pipelines.find({name, static_cast<unsigned>(k_bits), static_cast<unsigned>(v_bits), book});
+  };
+  const bool symmetric_codes = book != INT4KV_ASYMMETRIC && k_bits < INT4KV_PLAIN_BITS && v_bits < INT4KV_PLAIN_BITS;
+  for (const char* kernel : {"attend_simd_1", "attend_simd_2"}) attention(kernel);
+  pipelines.find({"merge"});
   for (const int64_t head_dim : head_dims) {
     const std::string suffix = "_" + std::to_string(head_dim);
-    pipelines.find("quantize" + suffix);
-    pipelines.find("dequantize" + suffix);
-    if (has_matrix_kernel(head_dim)) pipelines.find("attend_matrix" + suffix);
+    pipelines.find({"quantize" + suffix});
+    pipelines.find({"dequantize" + suffix});
+    if (symmetric_codes && has_matrix_kernel(head_dim)) attention("attend_matrix" + suffix);
   }
   return pipelines.describe();
 }

@@ -8,13 +8,14 @@
 #include <vector>
 
 #include "../metal/parameters.h"
+#include "pipelines.h"
 
 namespace int4kv {
 
 // One kernel: tensors at buffers 0, 1, ..., then its parameter struct. A tensor that is not there (undefined or empty) is bound
 // to the first one's buffer, which the kernel will not touch.
 struct Dispatch {
-  std::string kernel;
+  Kernel kernel;
   std::vector<at::Tensor> tensors;
   const void* parameters;
   size_t parameter_bytes;

@@ -4,8 +4,6 @@
 #include <ATen/mps/MPSStream.h>
 #include <c10/util/Exception.h>
 
-#include "pipelines.h"
-
 namespace int4kv {
 namespace {
 
@@ -29,7 +27,7 @@ void bind(id<MTLComputeCommandEncoder> encoder, const Dispatch& dispatch) {
 
 void encode_one(id<MTLComputeCommandEncoder> encoder, id<MTLComputePipelineState> pipeline, const Dispatch& dispatch) {
   auto& profiler = at::mps::getMPSProfiler();
-  profiler.beginProfileKernel(pipeline, "int4kv_" + dispatch.kernel, false);
+  profiler.beginProfileKernel(pipeline, "int4kv_" + dispatch.kernel.name, false);
   [encoder setComputePipelineState:pipeline];
   bind(encoder, dispatch);
   [encoder dispatchThreadgroups:dispatch.threadgroups
@@ -46,7 +44,7 @@ id<MTLComputePipelineState> pipeline_for(const Dispatch& dispatch) {
   id<MTLComputePipelineState> pipeline = Pipelines::shared().find(dispatch.kernel);
   const NSUInteger allowed = [pipeline maxTotalThreadsPerThreadgroup];
   TORCH_CHECK(
-      dispatch.simdgroups * INT4KV_SIMD <= allowed, "int4kv: the Metal kernel ", dispatch.kernel, " needs ",
+      dispatch.simdgroups * INT4KV_SIMD <= allowed, "int4kv: the Metal kernel ", dispatch.kernel.name, " needs ",
       dispatch.simdgroups * INT4KV_SIMD, " threads per threadgroup and this device allows ", allowed);
   return pipeline;
 }

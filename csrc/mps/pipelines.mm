@@ -5,8 +5,8 @@
 #include <dispatch/dispatch.h>
 #import <Foundation/Foundation.h>
 
-#include <algorithm>
-
+#include "../format.h"
+#include "../metal/parameters.h"
 #include "int4kv_metal_source.h"
 
 namespace int4kv {
@@ -31,7 +31,22 @@ id<MTLLibrary> from_source(id<MTLDevice> device, NSError** error) {
   return [device newLibraryWithSource:[NSString stringWithUTF8String:kMetalSource] options:options error:error];
 }
 
+// Every constant has a value, whether a kernel asks for it or not.
+MTLFunctionConstantValues* constants_of(const Kernel& kernel) {
+  MTLFunctionConstantValues* values = [[MTLFunctionConstantValues new] autorelease];
+  [values setConstantValue:&kernel.k_bits type:MTLDataTypeUInt atIndex:INT4KV_K_BITS_CONSTANT];
+  [values setConstantValue:&kernel.v_bits type:MTLDataTypeUInt atIndex:INT4KV_V_BITS_CONSTANT];
+  [values setConstantValue:&kernel.codebook type:MTLDataTypeUInt atIndex:INT4KV_CODEBOOK_CONSTANT];
+  return values;
+}
+
 } // namespace
+
+std::string Kernel::describe() const {
+  if (k_bits == 0) return name;
+  const char* codebooks[] = {"uniform", "lloyd", "absmax", "asymmetric"};
+  return name + " (K " + std::to_string(k_bits) + ", V " + std::to_string(v_bits) + ", " + codebooks[codebook] + ")";
+}
 
 Pipelines& Pipelines::shared() {
   static Pipelines* pipelines = new Pipelines;
@@ -47,18 +62,20 @@ id<MTLLibrary> Pipelines::library() {
   return library_;
 }
 
-id<MTLComputePipelineState> Pipelines::build(const std::string& kernel) {
+id<MTLComputePipelineState> Pipelines::build(const Kernel& kernel) {
   NSError* error = nil;
-  id<MTLFunction> function = [library() newFunctionWithName:[NSString stringWithUTF8String:kernel.c_str()]];
-  TORCH_CHECK(function, "int4kv: there is no Metal kernel ", kernel);
+  id<MTLFunction> function = [library() newFunctionWithName:[NSString stringWithUTF8String:kernel.name.c_str()]
+                                             constantValues:constants_of(kernel)
+                                                      error:&error];
+  TORCH_CHECK(function, "int4kv: there is no Metal kernel ", kernel.describe(), ": ", reason(error));
   id<MTLDevice> device = at::mps::MPSDevice::getInstance()->device();
   id<MTLComputePipelineState> pipeline = [device newComputePipelineStateWithFunction:function error:&error];
   [function release];
-  TORCH_CHECK(pipeline, "int4kv: the Metal kernel ", kernel, " cannot be built: ", reason(error));
+  TORCH_CHECK(pipeline, "int4kv: the Metal kernel ", kernel.describe(), " cannot be built: ", reason(error));
   return pipeline;
 }
 
-id<MTLComputePipelineState> Pipelines::find(const std::string& kernel) {
+id<MTLComputePipelineState> Pipelines::find(const Kernel& kernel) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto found = made_.find(kernel);
   if (found != made_.end()) return found->second;
@@ -69,10 +86,8 @@ id<MTLComputePipelineState> Pipelines::find(const std::string& kernel) {
 
 std::vector<std::string> Pipelines::describe() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  std::vector<std::string> kernels;
-  for (const auto& made : made_) kernels.push_back(made.first);
-  std::sort(kernels.begin(), kernels.end());
-  kernels.insert(kernels.begin(), kMetalLibraryBytes ? "metallib" : "source");
+  std::vector<std::string> kernels = {kMetalLibraryBytes ? "metallib" : "source"};
+  for (const auto& made : made_) kernels.push_back(made.first.describe());
   return kernels;
 }
 

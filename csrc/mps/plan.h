@@ -24,7 +24,7 @@ struct AttendPlan {
 
 struct AttendShape {
   int64_t batch, kv_heads, group, queries, head_dim;
-  bool one_scale;  // packed codes with one scale per row, both K and V
+  bool one_scale;  // packed codes of a symmetric codebook with one scale per row, both K and V
 };
 
 inline bool has_matrix_kernel(int64_t head_dim) {

@@ -8,12 +8,12 @@ namespace int4kv {
 namespace {
 
 Int4kvQuantizeSide side_of(
-    const at::Tensor& x, const Stored& stored, int64_t position, const at::Tensor& centre, const OptionalTensor& rotation) {
+    const at::Tensor& x, const Stored& stored, int64_t position, const at::Tensor& centre, const OptionalTensor& rotation, int codebook) {
   Int4kvQuantizeSide side{};
   side.x = rows_of(x);
   side.centre = rows_of(centre);
   side.has_centre = centre.defined();
-  side.stored = stored_of(stored.codes, stored.scales, position);
+  side.stored = stored_of(stored.codes, stored.scales, position, x.size(3), codebook);
   side.rotation = rotation_of(rotation, x.size(3));
   if (stored.recent) {
     side.recent = rows_of(*stored.recent);
@@ -28,33 +28,37 @@ MTLSize one_simdgroup_per_row(int64_t rows) {
   return MTLSizeMake(static_cast<NSUInteger>(rows), 1, 1);
 }
 
+// One tensor on its way into the cache, and what is done to it there.
+struct Incoming {
+  const at::Tensor& x;
+  Stored stored;
+  at::Tensor centre;
+  const OptionalTensor& rotation;
+};
+
 // What one side binds: x, codes, scales, recent, centre, rotation.
-void append(
-    std::vector<at::Tensor>& tensors, const at::Tensor& x, const Stored& stored, const at::Tensor& centre, const OptionalTensor& rotation) {
-  const at::Tensor by = rotation ? rotation->contiguous() : at::Tensor();
-  tensors.insert(tensors.end(), {x, stored.codes, stored.scales, or_none(stored.recent), centre, by});
+void append(std::vector<at::Tensor>& tensors, const Incoming& in) {
+  const at::Tensor by = in.rotation ? in.rotation->contiguous() : at::Tensor();
+  tensors.insert(tensors.end(), {in.x, in.stored.codes, in.stored.scales, or_none(in.stored.recent), in.centre, by});
 }
 
-void quantize_sides(
-    const at::Tensor& k, const at::Tensor* v, const Stored& k_stored, const Stored* v_stored, int64_t position,
-    const OptionalTensor& k_centre, const OptionalTensor& k_rotation, const OptionalTensor& v_rotation) {
-  if (k.numel() == 0) return;
-  const at::Tensor centre = centre_rows(k_centre, k.size(0));
+// K alone, or K and V of one shape.
+void quantize_sides(const Incoming& k, const Incoming* v, int64_t position, int codebook) {
+  if (k.x.numel() == 0) return;
   Int4kvQuantize p{};
-  const int64_t rows = k.size(0) * k.size(1) * k.size(2);
+  const int64_t rows = k.x.size(0) * k.x.size(1) * k.x.size(2);
   p.rows = static_cast<unsigned>(rows);
-  p.heads = static_cast<unsigned>(k.size(1));
-  p.tokens = static_cast<unsigned>(k.size(2));
-  p.k = side_of(k, k_stored, position, centre, k_rotation);
+  p.heads = static_cast<unsigned>(k.x.size(1));
+  p.tokens = static_cast<unsigned>(k.x.size(2));
   std::vector<at::Tensor> tensors;
-  append(tensors, k, k_stored, centre, k_rotation);
+  p.k = side_of(k.x, k.stored, position, k.centre, k.rotation, codebook);
+  append(tensors, k);
   if (v) {
-    p.v = side_of(*v, *v_stored, position, at::Tensor(), v_rotation);
-    append(tensors, *v, *v_stored, at::Tensor(), v_rotation);
-  } else {
-    tensors.resize(12);
+    p.v = side_of(v->x, v->stored, position, v->centre, v->rotation, codebook);
+    append(tensors, *v);
   }
-  encode({{"quantize_" + std::to_string(k.size(3)), tensors, &p, sizeof p, one_simdgroup_per_row(v ? 2 * rows : rows), 1}});
+  tensors.resize(12);
+  encode({{"quantize_" + std::to_string(k.x.size(3)), tensors, &p, sizeof p, one_simdgroup_per_row(v ? 2 * rows : rows), 1}});
 }
 
 void quantize(
@@ -62,19 +66,22 @@ void quantize(
     const OptionalTensor& rotation, const OptionalTensor& recent, std::string_view codebook) {
   const Stored stored{codes, scales, recent};
   check_quantize("x", x, stored, position, centre, rotation, codebook);
-  quantize_sides(x, nullptr, stored, nullptr, position, centre, rotation, std::nullopt);
+  quantize_sides({x, stored, centre_rows(centre, x.size(0)), rotation}, nullptr, position, codebook_of(codebook));
 }
 
 void quantize_kv(
     const at::Tensor& k, const at::Tensor& v, at::Tensor& k_codes, at::Tensor& k_scales, at::Tensor& v_codes, at::Tensor& v_scales,
-    int64_t position, const OptionalTensor& k_centre, const OptionalTensor& k_rotation, const OptionalTensor& v_rotation,
-    const OptionalTensor& k_recent, const OptionalTensor& v_recent, std::string_view codebook) {
+    int64_t position, const OptionalTensor& k_centre, const OptionalTensor& v_centre, const OptionalTensor& k_rotation,
+    const OptionalTensor& v_rotation, const OptionalTensor& k_recent, const OptionalTensor& v_recent, std::string_view codebook) {
   const Stored k_stored{k_codes, k_scales, k_recent}, v_stored{v_codes, v_scales, v_recent};
   check_quantize("k", k, k_stored, position, k_centre, k_rotation, codebook);
-  check_quantize("v", v, v_stored, position, std::nullopt, v_rotation, codebook);
-  if (k.sizes() == v.sizes()) return quantize_sides(k, &v, k_stored, &v_stored, position, k_centre, k_rotation, v_rotation);
-  quantize_sides(k, nullptr, k_stored, nullptr, position, k_centre, k_rotation, std::nullopt);
-  quantize_sides(v, nullptr, v_stored, nullptr, position, std::nullopt, v_rotation, std::nullopt);
+  check_quantize("v", v, v_stored, position, v_centre, v_rotation, codebook);
+  const int book = codebook_of(codebook);
+  const Incoming k_in{k, k_stored, centre_rows(k_centre, k.size(0)), k_rotation};
+  const Incoming v_in{v, v_stored, centre_rows(v_centre, v.size(0)), v_rotation};
+  if (k.sizes() == v.sizes()) return quantize_sides(k_in, &v_in, position, book);
+  quantize_sides(k_in, nullptr, position, book);
+  quantize_sides(v_in, nullptr, position, book);
 }
 
 at::Tensor dequantize(
@@ -86,7 +93,7 @@ at::Tensor dequantize(
   if (out.numel() == 0) return out;
   const at::Tensor mean = centre_rows(centre, batch), by = rotation ? rotation->contiguous() : at::Tensor();
   Int4kvDequantize p{};
-  p.stored = stored_of(codes, scales, start);
+  p.stored = stored_of(codes, scales, start, head_dim, codebook_of(codebook));
   p.out = rows_of(out);
   p.centre = rows_of(mean);
   p.has_centre = mean.defined();

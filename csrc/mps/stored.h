@@ -10,14 +10,17 @@ inline at::Tensor or_none(const OptionalTensor& x) {
 }
 
 // A ring whose token `position` is the kernel's token 0.
-Int4kvStored stored_of(const at::Tensor& codes, const at::Tensor& scales, int64_t position);
+Int4kvStored stored_of(const at::Tensor& codes, const at::Tensor& scales, int64_t position, int64_t head_dim, int codebook);
+
+// Plain rows in a ring: no scales, no codes.
+Int4kvStored plain_rows_of(const at::Tensor& rows, int64_t position);
 
 Int4kvRotation rotation_of(const OptionalTensor& rotation, int64_t head_dim);
 
 // [batch or 1, head, channel] as rows that every token and, if need be, every batch row shares.
 at::Tensor centre_rows(const OptionalTensor& centre, int64_t batch);
 
-// Codes are read 16 bytes at a time: a view that is not aligned so is copied.
+// Codes are read up to 16 bytes at a time, as far as the length of a row allows: a view that is aligned to less is copied.
 at::Tensor aligned_codes(const at::Tensor& codes);
 
 } // namespace int4kv

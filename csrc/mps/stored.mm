@@ -1,24 +1,35 @@
 #include "stored.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace int4kv {
 
-Int4kvStored stored_of(const at::Tensor& codes, const at::Tensor& scales, int64_t position) {
-  const int64_t capacity = codes.size(2);
+Int4kvStored plain_rows_of(const at::Tensor& rows, int64_t position) {
+  const int64_t capacity = rows.size(2);
   Int4kvStored stored{};
-  stored.codes = rows_of(codes);
-  stored.scales = rows_of(scales);
-  stored.groups = static_cast<unsigned>(is_packed(codes) ? scales.size(3) : 0);
+  stored.codes = rows_of(rows);
+  stored.bits = INT4KV_PLAIN_BITS;
   stored.capacity = static_cast<unsigned>(capacity);
   stored.first_slot = static_cast<unsigned>(capacity ? position % capacity : 0);
   return stored;
 }
 
+Int4kvStored stored_of(const at::Tensor& codes, const at::Tensor& scales, int64_t position, int64_t head_dim, int codebook) {
+  Int4kvStored stored = plain_rows_of(codes, position);
+  if (!is_packed(codes)) return stored;
+  stored.scales = rows_of(scales);
+  stored.groups = static_cast<unsigned>(scales.size(3) / scales_per_group(codebook));
+  stored.bits = static_cast<unsigned>(bits_of(codes, head_dim));
+  stored.codebook = static_cast<unsigned>(codebook);
+  return stored;
+}
+
 Int4kvRotation rotation_of(const OptionalTensor& rotation, int64_t head_dim) {
-  if (!rotation) return {INT4KV_NO_ROTATION, 0, 1.0f};
-  if (rotation->dim() == 1) return {INT4KV_HADAMARD, 0, 1.0f / std::sqrt(static_cast<float>(head_dim & -head_dim))};
-  return {INT4KV_DENSE, rotation->dim() == 3 ? head_dim * head_dim : 0, 1.0f};
+  if (!rotation) return {INT4KV_NO_ROTATION, 0, 1.0f, 0};
+  if (rotation->numel() > head_dim) return {INT4KV_DENSE, 0, 1.0f, rotation->dim() == 3 ? head_dim * head_dim : 0};
+  const int64_t block = rotation->dim() == 1 ? head_dim & -head_dim : rotation->size(1);
+  return {INT4KV_HADAMARD, static_cast<unsigned>(block), 1.0f / std::sqrt(static_cast<float>(block)), 0};
 }
 
 at::Tensor centre_rows(const OptionalTensor& centre, int64_t batch) {
@@ -26,8 +37,9 @@ at::Tensor centre_rows(const OptionalTensor& centre, int64_t batch) {
 }
 
 at::Tensor aligned_codes(const at::Tensor& codes) {
-  bool aligned = codes.storage_offset() % 16 == 0;
-  for (int64_t d = 0; d < 3; ++d) aligned = aligned && (codes.stride(d) % 16 == 0 || codes.size(d) <= 1);
+  const int64_t bytes = codes.size(3), unit = std::min<int64_t>(16, bytes & -bytes);
+  bool aligned = codes.storage_offset() % unit == 0;
+  for (int64_t d = 0; d < 3; ++d) aligned = aligned && (codes.stride(d) % unit == 0 || codes.size(d) <= 1);
   return aligned || !is_packed(codes) ? codes : codes.clone(at::MemoryFormat::Contiguous);
 }
 

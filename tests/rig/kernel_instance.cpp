@@ -71,7 +71,7 @@ int KernelInstance::find_constant(const FunctionConstant& constant) const {
   return -1;
 }
 
-std::string KernelInstance::set(const FunctionConstant& constant) const {
+std::string KernelInstance::set(FunctionConstant constant) {
   const std::string shown = constant.name.empty() ? std::to_string(constant.index) : "'" + constant.name + "'";
   const int found = find_constant(constant);
   if (found < 0) return "the library has no function constant " + shown;
@@ -81,6 +81,8 @@ std::string KernelInstance::set(const FunctionConstant& constant) const {
         std::to_string(size);
   }
   const char* message = RIG_SYMBOL(handle_, msl_set_constant)(found, constant.value.data());
+  constant.index = static_cast<uint64_t>(RIG_SYMBOL(handle_, msl_constant_index)(found));
+  constants_.push_back(std::move(constant));
   return message ? message : "";
 }
 

@@ -23,6 +23,7 @@ class KernelInstance {
       const std::string& library, const std::vector<FunctionConstant>& constants, std::string* error);
 
   const std::vector<std::string>& names() const { return names_; }
+  const std::vector<FunctionConstant>& constants() const { return constants_; }  // with their indices
   int kernel(const std::string& name) const;  // -1 when there is none
   uint32_t buffer_mask(int kernel) const { return buffer_mask_(kernel); }
   uint32_t threadgroup_mask(int kernel) const { return threadgroup_mask_(kernel); }
@@ -31,11 +32,12 @@ class KernelInstance {
 
  private:
   std::string open_copy(const std::string& library);
-  std::string set(const FunctionConstant& constant) const;
+  std::string set(FunctionConstant constant);
   int find_constant(const FunctionConstant& constant) const;
 
   void* handle_ = nullptr;
   std::vector<std::string> names_;
+  std::vector<FunctionConstant> constants_;
   decltype(&msl_buffer_mask) buffer_mask_ = nullptr;
   decltype(&msl_threadgroup_mask) threadgroup_mask_ = nullptr;
   decltype(&msl_launch) launch_ = nullptr;

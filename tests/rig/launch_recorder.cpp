@@ -35,7 +35,7 @@ class Writer {
 };
 
 uint32_t count_bindings(const RecordedDispatch& dispatch) {
-  uint32_t bindings = 0;
+  auto bindings = static_cast<uint32_t>(dispatch.instance->constants().size());
   for (size_t i = 0; i < kBindings; i++) {
     bindings += dispatch.uses_buffer(i) + dispatch.uses_threadgroup(i);
   }
@@ -57,6 +57,13 @@ void write_binding(Writer& writer, uint32_t kind, size_t index, size_t bytes) {
   writer.number(static_cast<uint64_t>(bytes));
 }
 
+void write_constants(Writer& writer, const RecordedDispatch& dispatch) {
+  for (const FunctionConstant& constant : dispatch.instance->constants()) {
+    write_binding(writer, 2, constant.index, constant.value.size());
+    writer.bytes(constant.value.data(), constant.value.size());
+  }
+}
+
 } // namespace
 
 LaunchRecorder::LaunchRecorder(const RecordedDispatch& dispatch) : dispatch_(dispatch) {
@@ -76,6 +83,7 @@ void LaunchRecorder::write_results() const {
 void LaunchRecorder::write(bool finished) const {
   Writer writer(path_);
   write_head(writer, dispatch_);
+  write_constants(writer, dispatch_);
   for (size_t i = 0; i < kBindings; i++) {
     const auto& buffer = dispatch_.buffers[i];
     if (dispatch_.uses_buffer(i)) {

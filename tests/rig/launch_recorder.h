@@ -1,8 +1,9 @@
 // RIG_RECORD=DIR: every dispatch becomes a file that msl/replay.cpp runs again. Little endian:
 //
 //   "MSLR"  u32 version = 1  u32 length, name  u32[3] threads per threadgroup  u32[3] threadgroups  u32[3] threads
-//   u32 bindings, each:  u32 kind (0 buffer, 1 threadgroup)  u32 index  u64 bytes
+//   u32 bindings, each:  u32 kind (0 buffer, 1 threadgroup, 2 function constant)  u32 index  u64 bytes
 //                        kind 0: the bytes before the run, u64 1, the bytes after it  (u64 0 and none: it did not finish)
+//                        kind 2: the constant's bytes
 #pragma once
 #include <cstdio>
 #include <string>

@@ -7,14 +7,17 @@
 // with reports as usual. File format (little endian):
 //
 //   "MSLR" u32 version=1  u32 length, name  u32 threads_per_threadgroup[3], threadgroups[3], threads[3]  u32 bindings
-//   per binding: u32 kind (0 buffer, 1 threadgroup length)  u32 index  u64 bytes
-//                and for a buffer: its bytes before, u64 whether bytes after follow, its bytes after
+//   per binding: u32 kind (0 buffer, 1 threadgroup length, 2 function constant)  u32 index  u64 bytes
+//                and for a buffer: its bytes before, u64 whether bytes after follow, its bytes after; for a constant: its bytes
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -39,8 +42,11 @@ struct Buffer {
   std::vector<char> before, after;
 };
 
+using Constants = std::map<uint32_t, std::vector<char>>;
+
 struct Recording {
   std::string kernel;
+  Constants constants;
   MslLaunch launch;
   std::vector<Buffer> buffers;
   size_t threadgroup_bytes[MSL_BUFFERS] = {};
@@ -76,10 +82,14 @@ class Reader {
 void read_binding(Reader& reader, Recording& recording) {
   const auto kind = reader.number<uint32_t>(), index = reader.number<uint32_t>();
   const auto bytes = reader.number<uint64_t>();
-  if (kind > 1 || index >= MSL_BUFFERS)
+  if (kind > 2 || index >= MSL_BUFFERS)
     throw std::runtime_error("binding of kind " + std::to_string(kind) + ", index " + std::to_string(index));
   if (kind == 1) {
     recording.threadgroup_bytes[index] = bytes;
+    return;
+  }
+  if (kind == 2) {
+    recording.constants[index] = reader.block<std::vector<char>>(bytes);
     return;
   }
   Buffer buffer{index, reader.block<std::vector<char>>(bytes), {}};
@@ -100,11 +110,13 @@ Recording read_recording(const std::string& path) {
   return recording;
 }
 
+// The kernels with one set of function constants.
 class Kernels {
  public:
-  explicit Kernels(const char* path) : library_(dlopen(path, RTLD_NOW | RTLD_LOCAL)) {
+  Kernels(const std::string& path, const Constants& constants) : library_(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) {
     if (!library_) throw std::runtime_error(dlerror());
-    if (const char* message = function<decltype(msl_start)>("msl_start")()) throw std::runtime_error(message);
+    for (const auto& [index, value] : constants) set(index, value);
+    check(function<decltype(msl_start)>("msl_start")());
     launch = function<decltype(msl_launch)>("msl_launch");
   }
   int number(const std::string& name) {
@@ -116,6 +128,16 @@ class Kernels {
   decltype(msl_launch)* launch;
 
  private:
+  void set(uint32_t index, const std::vector<char>& value) {
+    const int count = function<decltype(msl_constant_count)>("msl_constant_count")();
+    for (int i = 0; i < count; i++)
+      if (static_cast<uint32_t>(function<decltype(msl_constant_index)>("msl_constant_index")(i)) == index)
+        return check(function<decltype(msl_set_constant)>("msl_set_constant")(i, value.data()));
+    throw std::runtime_error("no function constant " + std::to_string(index));
+  }
+  static void check(const char* message) {
+    if (message) throw std::runtime_error(message);
+  }
   template <typename Function>
   Function* function(const char* name) {
     void* found = dlsym(library_, name);
@@ -123,6 +145,33 @@ class Kernels {
     return reinterpret_cast<Function*>(found);
   }
   void* library_;
+};
+
+// A file is loaded once and its constants are set once, so every further set of constants gets a copy of the file.
+class Library {
+ public:
+  explicit Library(std::string path) : path_(std::move(path)) {}
+  ~Library() {
+    for (const std::string& copy : copies_) std::filesystem::remove(copy);
+  }
+  Library(const Library&) = delete;
+  Library& operator=(const Library&) = delete;
+
+  Kernels& with(const Constants& constants) {
+    auto& found = kernels_[constants];
+    if (!found) found = std::make_unique<Kernels>(kernels_.size() == 1 ? path_ : copy(), constants);
+    return *found;
+  }
+
+ private:
+  const std::string& copy() {
+    copies_.push_back(path_ + "." + std::to_string(getpid()) + "." + std::to_string(copies_.size()));
+    std::filesystem::copy_file(path_, copies_.back(), std::filesystem::copy_options::overwrite_existing);
+    return copies_.back();
+  }
+  const std::string path_;
+  std::vector<std::string> copies_;
+  std::map<Constants, std::unique_ptr<Kernels>> kernels_;
 };
 
 // Where the buffers differ from what was recorded, or an empty text.
@@ -177,10 +226,11 @@ Options parse(int count, char** arguments) {
 
 // Returns how many launches did not give what was recorded.
 int replay(const Options& options) {
-  Kernels kernels(options.files[0].c_str());
+  Library library(options.files[0]);
   int failures = 0;
   for (size_t f = 1; f < options.files.size(); f++) {
     Recording recording = read_recording(options.files[f]);
+    Kernels& kernels = library.with(recording.constants);
     for (long turn = 0; turn < options.repeat; turn++) {
       const uint64_t seed = options.seed + turn;
       const std::string problem = run(kernels, recording, static_cast<int>(options.schedule), seed);
