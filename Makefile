@@ -56,7 +56,7 @@ $(VENV)/.built: $(VENV)/.base $(SOURCES)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.built
-	$(PIP) pytest pytest-timeout pytest-xdist hypothesis cmake
+	$(PIP) pytest pytest-timeout pytest-xdist hypothesis cmake lm-eval accelerate
 	@touch $@
 
 $(VENV)/transformers-%/.done: $(VENV)/.test

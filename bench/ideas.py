@@ -20,7 +20,8 @@ from rounding import feedback_matrix, lloyd, unbiased, with_feedback
 from simulate import Recipe, Simulator
 
 from int4kv import models
-from int4kv.evaluate import windows
+from int4kv.centre import first_real_centre
+from int4kv.evaluation.evaluate import windows
 
 TEXT = Path(__file__).parent.parent / "tests" / "data" / "heldout.txt"
 
@@ -43,8 +44,14 @@ def prompt_mean(layer, rows, tokens=32):
     return rows[:, :tokens].mean(1, keepdim=True)
 
 
+def shrunk_mean(layer, rows, tokens=32):
+    """What int4kv subtracts: the prompt's mean, drawn towards 0 where its keys disagree."""
+    first = torch.ones(1, rows.shape[1], dtype=torch.bool)
+    return first_real_centre(rows.unsqueeze(0), first, tokens)[0].unsqueeze(1)
+
+
 def default(of, *, k=None, v=None, **changes):
-    """The shipped recipe, with something else for K or V, or other bits, ring or sinks."""
+    """The shipped recipe with a plain prompt mean, and something else for K or V, or other bits, ring or sinks."""
     return replace(Recipe(k or side(of, centre=prompt_mean), v or side(of)), **changes)
 
 
@@ -164,6 +171,7 @@ IDEAS = {
     "balanced transform, K": (lambda of: k_basis(of, of.balanced), DEFAULT, False),
     "V not rotated": (lambda of: default(of, v=side(of, basis=of.plain)), DEFAULT, False),
     "V centred": (lambda of: default(of, v=side(of, centre=lambda layer, rows: of.of_layer[layer].v_centre)), DEFAULT, False),
+    "centre shrunk where keys disagree": (lambda of: k_centre(of, shrunk_mean), DEFAULT, True),
     "centre of 128 tokens": (lambda of: k_centre(of, partial(prompt_mean, tokens=128)), DEFAULT, False),
     "centre of slow RoPE pairs only": (slow_pairs_only, DEFAULT, False),
     "centre before RoPE": (lambda of: k_centre(of, of.turning_centre), CALIBRATED, False),

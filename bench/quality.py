@@ -2,8 +2,8 @@
 
     python bench/quality.py --json bench/results/quality.json --plot bench/results/quality.png --markdown bench/results/quality-table.md
 
-Recipes are presets with fields changed, as `int4kv eval --recipes` takes them; the text is tests/data/heldout.txt. The models are read in
-two processes of one thread.
+Recipes are presets with fields changed, as `int4kv eval --recipes` takes them; the text is tests/data/heldout.txt. Four more are calibrated
+on the demonstration's text, two of them with bits per layer under a budget. The models are read in two processes of one thread.
 """
 
 import argparse
@@ -18,11 +18,12 @@ import transformers
 from machine import facts
 from rich.console import Console
 
+import int4kv
 from int4kv import models
-from int4kv.assessment import Assessment
-from int4kv.findings import divergence_table, needle_table, quality_cells, quality_table
-from int4kv.plots import needle_file, plot_needles, plot_quality
-from int4kv.recipes import parse_recipes
+from int4kv.evaluation.assessment import Assessment
+from int4kv.evaluation.findings import divergence_table, needle_table, quality_cells, quality_table
+from int4kv.evaluation.plots import needle_file, plot_needles, plot_quality
+from int4kv.evaluation.recipes import Recipe, parse_recipes
 
 TEXT = Path(__file__).parent.parent / "tests" / "data" / "heldout.txt"
 PARTS = ("codebook=uniform", "codebook=asymmetric", "codebook=absmax", "group_size=64", "group_size=32", "rotation=none", "rotation=srft",
@@ -34,17 +35,28 @@ HEADS = ("recipe", "bits at 4096", "at 32768", "perplexity", "change, %", "KL, 1
 TABLES = dict(quality=quality_table, needle=needle_table, divergence=divergence_table)
 
 
-def assess(name: str, recipes: str, options: dict) -> list:
+def calibrated(model, tokenizer) -> list[Recipe]:
+    """The default with centres from other text; finer keys at the same bytes; bits per layer at those bytes, and for a KL of 0.001 there."""
+    text = models.HELDOUT.read_text()
+    centred = int4kv.calibrate(model, text, tokenizer=tokenizer)
+    recipes = [Recipe("calibrated", centred), Recipe("calibrated k5v3", centred.with_overrides(bits=(5, 3)))]
+    for name, budget in (("its bytes, by layer", {"bits": recipes[0].bits_per_value(model, 4096)}), ("KL 0.001, by layer", {"kl": 0.001})):
+        recipes.append(Recipe(f"calibrated, {name}", int4kv.calibrate(model, text, tokenizer=tokenizer, budget=budget)))
+    return recipes
+
+
+def assess(name: str, recipes: str, with_calibrated: bool, options: dict) -> list:
     """[(kind, rows)] of one model, in a process of its own."""
     torch.set_num_threads(1)
     model, tokenizer = models.load(name, dtype=torch.float32)
-    return list(Assessment(parse_recipes(recipes), **options).run(name, model, tokenizer, TEXT.read_text()))
+    chosen = parse_recipes(recipes) + (calibrated(model, tokenizer) if with_calibrated else [])
+    return list(Assessment(chosen, **options).run(name, model, tokenizer, TEXT.read_text()))
 
 
-def assess_both(recipes: str, options: dict) -> dict:
+def assess_both(recipes: str, with_calibrated: bool, options: dict) -> dict:
     found = {kind: [] for kind in TABLES}
     with ProcessPoolExecutor(len(models.NAMES), mp_context=multiprocessing.get_context("spawn")) as pool:
-        for parts in pool.map(assess, models.NAMES, [recipes] * len(models.NAMES), [options] * len(models.NAMES)):
+        for parts in pool.map(assess, models.NAMES, *([value] * len(models.NAMES) for value in (recipes, with_calibrated, options))):
             for kind, rows in parts:
                 found[kind] += rows
                 Console(width=140).print(TABLES[kind](rows))
@@ -78,14 +90,15 @@ def main():
     for option in ("--json", "--plot", "--markdown"):
         parser.add_argument(option, help="write the results here")
     parser.add_argument("--recipes", default=",".join(RECIPES), help="as int4kv eval takes them")
-    parser.add_argument("--windows", type=int, default=8, help="windows of text to read")
+    parser.add_argument("--no-calibrated", action="store_true", help="leave the calibrated recipes out")
+    parser.add_argument("--windows", type=int, default=6, help="windows of text to read")
     parser.add_argument("--length", type=int, default=2048, help="tokens of a window")
     parser.add_argument("--needle", action="store_true", help="also hide needles")
     parser.add_argument("--divergence", action="store_true", help="also continue prompts")
     arguments = parser.parse_args()
     begin = time.perf_counter()
     options = {name: getattr(arguments, name) for name in ("windows", "length", "needle", "divergence")}
-    found = assess_both(arguments.recipes, options)
+    found = assess_both(arguments.recipes, not arguments.no_calibrated, options)
     seconds = round(time.perf_counter() - begin)
     command = f"python bench/quality.py --windows {arguments.windows}"
     write(found, facts() | dict(command=command, transformers=transformers.__version__, seconds=seconds, length=arguments.length), arguments)

@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 import int4kv
-from int4kv.evaluate import evaluate, windows
-from int4kv.findings import quality_rows
+from int4kv.evaluation.evaluate import evaluate, windows
+from int4kv.evaluation.findings import quality_rows
 from int4kv.models import NAMES
 from int4kv.progress import bars
-from int4kv.recipes import Recipe
+from int4kv.evaluation.recipes import Recipe
 from int4kv.streaming import load_or_fail
 
 ROOT = Path(__file__).parent.parent
@@ -55,12 +55,27 @@ def measure(table: str, name: str, arguments) -> list[dict]:
     return [measured | dict(paper=row.paper, differs=row.differs) for row, measured in zip(rows, quality_rows(name, model, recipes, found))]
 
 
+def cells(row: dict) -> list[str]:
+    return [row["recipe"], f"{row['bits']['4096']:.2f}", f"{row['perplexity']:.4g}", f"{100 * row['change']:+.3g} %", f"{row['kl']:.2g}",
+            f"{100 * row['agreement']:.1f} %", row["paper"], row["differs"]]
+
+
 def show(rows: list[dict], title: str) -> Table:
     table = Table(*COLUMNS, title=title, title_justify="left")
-    for r in rows:
-        table.add_row(r["recipe"], f"{r['bits']['4096']:.2f}", f"{r['perplexity']:.4g}", f"{100 * r['change']:+.3g} %", f"{r['kl']:.2g}",
-                      f"{100 * r['agreement']:.1f} %", r["paper"], r["differs"])
+    for row in rows:
+        table.add_row(*cells(row))
     return table
+
+
+def markdown(about: dict, table: str, rows: list[dict]) -> str:
+    """The table of every model, below what the paper is and how this was made."""
+    lines = [f"# {table}", "", TABLES[table].about, "",
+             f"`{about['command']}`, {about['date']}, {about['machine']}, torch {about['torch']}, transformers {about['transformers']}, float32"]
+    for name in dict.fromkeys(row["model"] for row in rows):
+        mine = [row for row in rows if row["model"] == name]
+        lines += ["", f"## {name}: {mine[0]['tokens']} tokens, perplexity {mine[0]['fp_perplexity']:.3f} without a cache", ""]
+        lines += [f"| {' | '.join(line)} |" for line in (COLUMNS, ["---"] * len(COLUMNS), *map(cells, mine))]
+    return "\n".join(lines) + "\n"
 
 
 def fail(message: str):
@@ -78,6 +93,7 @@ def parse():
     parser.add_argument("--batch", type=int, default=4, help="windows read at a time (4)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", help="write the results here")
+    parser.add_argument("--markdown", help="write the tables here")
     return parser.parse_args()
 
 
@@ -89,11 +105,13 @@ def main():
         found = measure(arguments.table, name, arguments)
         console.print(show(found, f"{arguments.table}: {name}, {found[0]['tokens']} tokens"))
         rows += found
+    models = "".join(f" --model {name}" for name in arguments.model or ())
+    command = f"python bench/reproduce.py --table {arguments.table}{models} --windows {arguments.windows} --length {arguments.length}"
+    about = facts() | dict(command=command, transformers=transformers.__version__, threads=torch.get_num_threads())
     if arguments.json:
-        models = "".join(f" --model {name}" for name in arguments.model or ())
-        command = f"python bench/reproduce.py --table {arguments.table}{models} --windows {arguments.windows} --length {arguments.length}"
-        about = facts() | dict(command=command, transformers=transformers.__version__, threads=torch.get_num_threads())
         Path(arguments.json).write_text(json.dumps(about | dict(rows=rows), indent=1))
+    if arguments.markdown:
+        Path(arguments.markdown).write_text(markdown(about, arguments.table, rows))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from int4kv import models
-from int4kv.evaluate import windows
+from int4kv.evaluation.evaluate import windows
 
 NAME = "simulated"
 QUERIES = 512  # rows of scores held at once

@@ -24,14 +24,15 @@
 //   asymmetric     scale * code + minimum              code                             the sum is rounded after the product
 //
 // Encoding a group x[0 .. count), everything in fp32, every operation rounded once, no fused multiply-add; x / step as x * (1 / step):
-//   uniform      step = largest * (CLIP / ((n - 1) / 2)), largest = max |x|;  code = clamp(floor(x / step + n / 2), 0, n - 1), odd = 2 code - (n - 1);
-//                scale = fp16(2 * lane_sum(x * odd) / sum(odd * odd))                    (least squares, given the codes)
+//   uniform      step = largest * (CLIP / ((n - 1) / 2)), largest = max |x|;  code = clamp(floor(x / step + n / 2), 0, n - 1);
+//                odd = 2 code - (n - 1);  scale = fp16(2 * lane_sum(x * odd) / sum(odd * odd))      (least squares, given the codes)
 //   lloyd        unit = largest / 127, y = x / unit;  for each f of the four INT4KV_FITS:  the level nearest to y * (1 / f), the outer one of
 //                two as near, a negative y below zero;  p = lane_sum(y * level), s = sum(level * level), gain = p * p / s;
 //                the codes of the largest gain, the first of equals;  scale = fp16(lane_sum(y * y) / p * unit)
 //                (the least error of four clips; unbiased: the product of the decoded group with x is that of x with itself)
 //   absmax       step = largest / (n / 2 - 1);  code = clamp(floor(x / step + (n / 2 + 0.5)), 1, n - 1);  scale = fp16(step)
-//   asymmetric   step = (max - min) / (n - 1);  code = clamp(floor((x - min) / step + 0.5), 0, n - 1);  scale = fp16(step), minimum = fp16(min + 0)   (never -0 from a row of zeros)
+//   asymmetric   step = (max - min) / (n - 1);  code = clamp(floor((x - min) / step + 0.5), 0, n - 1);  scale = fp16(step);
+//                minimum = fp16(min + 0)                                                 (never -0 from a row of zeros)
 // A group whose largest (asymmetric: max - min) is under INT4KV_TINY has scale 0, and codes as if 1 / step were 0 (lloyd: code n / 2);
 // one with a NaN or an infinity, or with a scale or minimum beyond fp16, has a NaN scale (and minimum) and, if not finite, codes n / 2.
 // lane_sum(y): lane i of 32 adds y[i], y[32 + i], y[64 + i], ... in order; then lanes fold 16, 8, 4, 2, 1 apart.

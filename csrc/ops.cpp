@@ -19,7 +19,8 @@ void quantize_meta(
 void quantize_kv_meta(
     const at::Tensor& k, const at::Tensor& v, at::Tensor& k_codes, at::Tensor& k_scales, at::Tensor& v_codes,
     at::Tensor& v_scales, SymInt position, const OptionalTensor& k_centre, const OptionalTensor& v_centre,
-    const OptionalTensor& k_rotation, const OptionalTensor& v_rotation, const OptionalTensor& k_recent, const OptionalTensor& v_recent, std::string_view codebook) {
+    const OptionalTensor& k_rotation, const OptionalTensor& v_rotation, const OptionalTensor& k_recent,
+    const OptionalTensor& v_recent, std::string_view codebook) {
   check_quantize("k", k, {k_codes, k_scales, k_recent}, position, k_centre, k_rotation, codebook);
   check_quantize("v", v, {v_codes, v_scales, v_recent}, position, v_centre, v_rotation, codebook);
 }
@@ -62,7 +63,8 @@ TORCH_LIBRARY(int4kv, m) {
   m.def(
       "attend(Tensor q, Tensor k_codes, Tensor k_scales, Tensor v_codes, Tensor v_scales, SymInt start, SymInt end, "
       "float scale, *, Tensor? k_rotation=None, Tensor? v_rotation=None, Tensor? v_centre=None, Tensor? k_recent=None, "
-      "Tensor? v_recent=None, SymInt recent_start=0, SymInt recent_window=0, Tensor? k_sink=None, Tensor? v_sink=None, Tensor? mask=None, bool causal=True, SymInt window=0, "
+      "Tensor? v_recent=None, SymInt recent_start=0, SymInt recent_window=0, Tensor? k_sink=None, Tensor? v_sink=None, "
+      "Tensor? mask=None, bool causal=True, SymInt window=0, "
       "float softcap=0., str codebook='uniform') -> Tensor");
   // Builds the kernels of the example's device ahead of their first use; says where they come from, then their names.
   m.def("prepare(Tensor example, int[] head_dims, int k_bits=4, int v_bits=4, str codebook='uniform') -> str[]");

@@ -11,4 +11,7 @@ from .reporting import report
 
 _register()
 __version__ = "0.1.0"
-__all__ = ["Calibration", "Int4Cache", "Int4KVConfig", "LayerCalibration", "calibrate", "is_patched", "ops", "patch", "patched", "preset", "report", "unpatch"]
+__all__ = [
+    "Calibration", "Int4Cache", "Int4KVConfig", "LayerCalibration", "calibrate", "is_patched", "ops", "patch", "patched", "preset", "report",
+    "unpatch",
+]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .cli_eval import evaluate_recipes
+from .evaluation.command import evaluate_recipes
 
 app = typer.Typer(help="A 4-bit KV cache for PyTorch and Hugging Face models.", no_args_is_help=True, add_completion=False)
 console = Console()

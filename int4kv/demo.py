@@ -10,7 +10,7 @@ from . import models
 from .baselines import PlainInt4Cache
 from .cache import Int4Cache
 from .config import head_dim_of, kv_heads_of, text_config
-from .evaluate import Quality, quality, windows
+from .evaluation.evaluate import Quality, quality, windows
 from .patching import patched
 
 PROMPT = "Changed in version 3.8: "

@@ -11,9 +11,9 @@ from tiny_models import random_ids, tiny_gemma3, tiny_qwen2
 import int4kv
 from int4kv import models
 from int4kv.calibration.budget import TOKENS, WIDTHS, Costs, Meter, choose_bits, greedy
-from int4kv.evaluate import evaluate, windows
+from int4kv.evaluation.evaluate import evaluate, windows
 from int4kv.progress import bars
-from int4kv.recipes import Recipe
+from int4kv.evaluation.recipes import Recipe
 
 TEXT = (Path(__file__).parent / "data" / "heldout.txt").read_text()
 MAKERS = (tiny_qwen2, tiny_gemma3)

@@ -61,10 +61,7 @@ def test_cmake_alone_builds_it(tmp_path):
          f"-DPython_EXECUTABLE={sys.executable}")
     call(cmake, "--build", build, "--parallel", "2")
     call(cmake, "--install", build, "--prefix", site)
-    for file in (ROOT / "int4kv").glob("*.py"):
-        if file.name != "_build.py":
-            shutil.copy(file, site / "int4kv")
-    shutil.copytree(ROOT / "int4kv" / "models", site / "int4kv" / "models")
+    shutil.copytree(ROOT / "int4kv", site / "int4kv", ignore=shutil.ignore_patterns("_build.py", "*.so", "__pycache__"), dirs_exist_ok=True)
     code = "import int4kv, torch; print(int4kv.__file__, torch.ops.int4kv.attend)"
     assert str(site) in call(sys.executable, "-c", code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(site)})
 

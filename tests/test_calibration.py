@@ -12,9 +12,9 @@ import int4kv
 from int4kv import models
 from int4kv.calibration.calibrate import token_rows
 from int4kv.calibration import Calibration, LayerCalibration
-from int4kv.evaluate import evaluate, windows
+from int4kv.evaluation.evaluate import evaluate, windows
 from int4kv.calibration.learning import balanced, cayley, channel_lambda, learned, reflections, trace
-from int4kv.recipes import Recipe
+from int4kv.evaluation.recipes import Recipe
 from int4kv.rotation import rotation_matrix
 
 EVERYTHING = dict(centre=True, v_centre=True, channel_lambda=True, rotation="balanced")

@@ -16,7 +16,7 @@ from test_quality import TEXT
 
 import int4kv
 from int4kv import models
-from int4kv.recipes import parse_recipes
+from int4kv.evaluation.recipes import parse_recipes
 
 pytestmark = pytest.mark.cpu_only
 

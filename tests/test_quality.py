@@ -15,8 +15,8 @@ import int4kv
 from int4kv import models
 from int4kv.baselines import PlainInt4Cache
 from int4kv.config import text_config
-from int4kv.evaluate import evaluate, quality, windows
-from int4kv.recipes import parse_recipes
+from int4kv.evaluation.evaluate import evaluate, quality, windows
+from int4kv.evaluation.recipes import parse_recipes
 
 TEXT = (Path(__file__).parent / "data" / "heldout.txt").read_text()
 LARGEST_KL = {"tiny-qwen2": 0.004, "tiny-gemma3": 0.003}

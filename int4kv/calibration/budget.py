@@ -12,9 +12,9 @@ from rich.table import Table
 
 from ..cache import Int4Cache
 from ..config import EXACT_BITS, Int4KVConfig, text_config
-from ..evaluate import evaluate, steps
+from ..evaluation.evaluate import evaluate, steps
 from ..progress import bars
-from ..recipes import Recipe
+from ..evaluation.recipes import Recipe
 from ..reporting import report
 
 WIDTHS = (3, 4, 5, 8)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from transformers.cache_utils import DynamicCache
 
-from .cache import Int4Cache
-from .config import Int4KVConfig, text_config
-from .patching import patched
-from .presets import PRESETS, preset
-from .reporting import report
+from ..cache import Int4Cache
+from ..config import Int4KVConfig, text_config
+from ..patching import patched
+from ..presets import PRESETS, preset
+from ..reporting import report
 
 FP = "fp"
 WORDS = {"none": None, "true": True, "false": False}

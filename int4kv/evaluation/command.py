@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .models import HELDOUT
+from ..models import HELDOUT
 
 RECIPES = "fp, presets, folders with int4kv.json; fields to change after a colon: default:bits=5/4,recent=0"
 LEGEND = """Every key and value beyond a query's newest exact tokens was read from the packed codes, {chunk} tokens a forward pass.
-In brackets: 95 % intervals over windows. bits: everything held, over keys and values, at 4096 and at 32768 tokens.
+±: half of a 95 % interval over windows. KL in 1/1000 nats. bits: everything held, over keys and values, at 4096 and at 32768 tokens.
 KL 99.9 %: of single tokens, the worst in a thousand. top-1: the same most likely token."""
 
 
@@ -33,7 +33,7 @@ def evaluate_recipes(
 ):
     """Perplexity, KL, agreement and bits of recipes that read and write a packed cache, against the model's own."""
     from .assessment import Assessment
-    from .cli import console, errors, fail, pick_device
+    from ..cli import console, errors, fail, pick_device
 
     where = pick_device(device)
     source = _read(text, fail)
@@ -78,7 +78,7 @@ def _check_folders(files, fail) -> None:
 
 def _assess(name, where, todo, source, errors, fail):
     """What one model gives; anything that its user got wrong is told in one sentence."""
-    from .streaming import load_or_fail
+    from ..streaming import load_or_fail
 
     network, tokenizer = load_or_fail(name, where, fail)
     try:

@@ -8,8 +8,8 @@ from math import exp
 
 import torch
 
+from ..patching import is_patched
 from .intervals import Estimate, estimate
-from .patching import is_patched
 from .recipes import FP, Recipe
 
 PIECE = 128  # tokens that the reference and all recipes read in turn

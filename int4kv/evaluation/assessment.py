@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ..patching import check_supported
 from . import findings
 from .divergence import divergence
 from .evaluate import evaluate, steps, windows
 from .needle import DEPTHS, needle
-from .patching import check_supported
 from .recipes import Recipe
 
 SHORTEST_NEEDLE = 256
