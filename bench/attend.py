@@ -29,8 +29,9 @@ def packed_call(q, k, v, kv_heads, head_dim, tokens):
     for _ in range(2):
         sides += [torch.zeros(1, kv_heads, tokens, head_dim // 2, dtype=torch.uint8), torch.zeros(1, kv_heads, tokens, 1, dtype=torch.float16)]
     signs = hadamard_signs(head_dim)
-    ops.quantize_kv(k, v, *sides, 0, k_rotation=signs, v_rotation=signs)
-    return lambda: ops.attend(q, *sides, 0, tokens, head_dim**-0.5, k_rotation=signs, v_rotation=signs)
+    recipe = dict(k_rotation=signs, v_rotation=signs, codebook="lloyd")
+    ops.quantize_kv(k, v, *sides, 0, **recipe)
+    return lambda: ops.attend(q, *sides, 0, tokens, head_dim**-0.5, **recipe)
 
 
 def contenders(heads, kv_heads, head_dim, tokens):

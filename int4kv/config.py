@@ -50,7 +50,7 @@ class Int4KVConfig:
         Or a pair (K, V).
     hadamard_block: Hadamard rotations in blocks of 16, 32, 64 or 128 channels, of fewer where head_dim asks for it; None for the largest.
     centre: a constant subtracted from every key of a sequence, exact under softmax: "prompt" (mean of its first centre_tokens real keys,
-        padding left out; of fewer while there are fewer), "calibrated" or None.
+        shrunk where they disagree, padding left out; of fewer while there are fewer), "calibrated" or None.
     v_centre: the same for values, added once to the output: None (default), "prompt" or "calibrated".
     channel_lambda: True divides each rotated channel by its calibrated lambda (arXiv 2605.05699).
     calibration: centres, lambdas and learned rotations, from int4kv.calibrate.
