@@ -54,7 +54,7 @@ def quality_cells(row: dict, first: dict) -> list[str]:
 
 
 def _table(title: str) -> Table:
-    return Table(title=f"\n{title}", title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    return Table(title=f"\n{title}", title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1), min_width=76)
 
 
 def needle_table(rows: list[dict]) -> Table:
