@@ -7,7 +7,7 @@ import torch
 from .cache import Int4Cache
 from .config import ROLLBACK
 from .patching import is_patched, last_cache
-from .side import K, V, Side
+from .side import sides_of
 
 FP16 = 2
 
@@ -106,8 +106,7 @@ def _planned(layer, cache, tokens):
 
 def _sides(layer, cache):
     heads, head_dim, _ = cache.signature
-    found = layer.config.calibration.layers[layer.layer_idx] if layer.config.calibration is not None else None
-    return [Side(layer.config, which, heads, head_dim, torch.device("cpu"), found) for which in (K, V)]
+    return sides_of(layer.config, layer.layer_idx, heads, head_dim, torch.device("cpu"))
 
 
 def _side_bytes(side, layer, capacity, tokens) -> int:

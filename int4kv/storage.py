@@ -13,7 +13,7 @@ from . import ops
 from .centre import EarlyRows
 from .config import ROLLBACK, Int4KVConfig
 from .ring import TokenRing
-from .side import K, V, Side
+from .side import K, V, sides_of
 
 GROWTH = 256  # tokens that a growing layer starts with
 RECORDED_ROLLBACK = 256  # tokens that a crop may take back at most while past states are recorded
@@ -59,9 +59,7 @@ class PackedStorage:
         """Shape, dtype and device of all that comes, from the first keys."""
         self.batch_size, self.num_heads, _, self.head_dim = k.shape
         self.dtype, self.device = k.dtype, k.device
-        calibration = self.config.calibration
-        found = calibration.layers[self.layer_idx] if calibration is not None else None
-        self.sides = [Side(self.config, which, self.num_heads, self.head_dim, self.device, found) for which in (K, V)]
+        self.sides = sides_of(self.config, self.layer_idx, self.num_heads, self.head_dim, self.device)
         self.is_initialized = True
 
     # ---- writing -------------------------------------------------------------------------------------------------
