@@ -131,6 +131,10 @@ class Int4KVConfig:
         """True when neither keys nor values are quantised."""
         return pair(self.bits) == (EXACT_BITS, EXACT_BITS)
 
+    def exact_window(self, tokens: int) -> int:
+        """Newest tokens that are read exactly in a sequence of so many: those of the ring, or all of up to `start` tokens."""
+        return max(self.recent, self.start if tokens <= self.start else 0)
+
     def with_overrides(self, **overrides) -> "Int4KVConfig":
         """A copy with some fields changed; an unknown name raises TypeError."""
         return replace(self, **overrides) if overrides else self

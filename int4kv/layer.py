@@ -66,7 +66,7 @@ class Int4Layer(PackedStorage, CacheLayerMixin):
         exact_new = self.config.prefill == "exact"
         stop = chunk.end - new.shape[2] if exact_new else chunk.end
         sunk = min(max(chunk.start, self.sink.capacity), stop) if self.sink is not None else chunk.start
-        split = stop if chunk.recent is None else min(max(sunk, chunk.recent.start, stop - self._window(chunk.end)), stop)
+        split = stop if chunk.recent is None else min(max(sunk, chunk.recent.start, stop - self.config.exact_window(chunk.end)), stop)
         pieces = [(None if self.sink is None else self.sink.tensors[which], chunk.start, sunk),
                   (None, sunk, split), (None if chunk.recent is None else chunk.recent.tensors[which], split, stop)]
         parts = [self._dequantized(chunk, which, *piece) for piece in pieces if piece[1] < piece[2]]

@@ -112,7 +112,7 @@ def _sides(layer, cache):
 def _side_bytes(side, layer, capacity, tokens) -> int:
     config = layer.config
     width, numbers, dtype = side.row_sizes(torch.float16)
-    window = max(config.recent, config.start if tokens <= config.start else 0)
+    window = config.exact_window(tokens)
     exact = (window + ROLLBACK if window else 0) + (0 if layer.is_sliding else config.sinks)
     centre = 4 * side.head_dim if side.centre_kind else 0
     return capacity * (width * dtype.itemsize + FP16 * numbers) + exact * side.head_dim * FP16 + centre

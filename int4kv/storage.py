@@ -103,11 +103,7 @@ class PackedStorage:
 
     def _exact_window(self, tokens, end):
         """How many newest tokens a query reads exactly; in exact prefill a chunk reads all of itself so."""
-        return self._window(end) + (tokens if self.config.prefill == "exact" and tokens > 1 else 0)
-
-    def _window(self, end):
-        """Exact rows behind a query: those of the ring, or the whole of a sequence of up to config.start tokens."""
-        return max(self.config.recent, self.config.start if end <= self.config.start else 0)
+        return self.config.exact_window(end) + (tokens if self.config.prefill == "exact" and tokens > 1 else 0)
 
     def _settle_centre(self, k, v, begin, end):
         for which, side in enumerate(self.sides):
@@ -150,7 +146,7 @@ class PackedStorage:
         self._reserve_recent(end, rollback)
 
     def _reserve_recent(self, end, rollback):
-        window = self._window(end)
+        window = self.config.exact_window(end)
         if window == 0:
             self.recent = None
         elif self.recent is None:
@@ -183,7 +179,7 @@ class PackedStorage:
 
     def _recent_room(self, tokens, begin):
         if self.recent is not None:
-            return self._room(self.recent, self._window(begin + tokens) + tokens, begin)
+            return self._room(self.recent, self.config.exact_window(begin + tokens) + tokens, begin)
         exact = self.config.prefill == "exact" and not self.config.is_exact and tokens > 1
         return TokenRing(self._new_rows(tokens), start=begin) if exact else None
 
