@@ -12,8 +12,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 GENERATED = os.path.join(HERE, "build", "generated")
 MAC = sys.platform == "darwin"
 
-# -Wno-psabi: vectors never cross a call. OpenMP is what at::parallel_for is made of on Linux.
-COMPILE = ["-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
+# a * b + c is two roundings, as format.h says. -Wno-psabi: vectors never cross a call. OpenMP is what at::parallel_for is made of on Linux.
+COMPILE = ["-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wno-psabi"]
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
 FRAMEWORKS = ["-framework", "Foundation", "-framework", "Metal"] if MAC else []
 

@@ -1,0 +1,55 @@
+// 64-bit Arm: 4 lanes, 32 registers.
+constexpr int kLanes = 4;
+constexpr int kSums = 16;
+#include "vectors.h"
+
+typedef uint8x16_t Table;
+
+inline Table load_table(const uint8_t* table) {
+  return vld1q_u8(table);
+}
+
+inline Ints lookup(Ints indices, Table table) {
+  return (Ints)vqtbl1q_u8(table, (uint8x16_t)indices);
+}
+
+inline Ints dot2(Ints sum, Ints a, Ints b) {
+  const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
+  return (Ints)vaddq_s32((int32x4_t)sum, vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y)));
+}
+
+inline Floats fma(Floats a, Floats b, Floats c) {
+  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+
+inline Floats halves_to_floats(const uint16_t* x) {
+  return (Floats)vcvt_f32_f16((float16x4_t)vld1_u16(x));
+}
+
+inline void transpose(const uint8_t* const* rows, int64_t at, Ints* out) {
+  uint32x4_t x[4];
+  for (int i = 0; i < 4; ++i) x[i] = vreinterpretq_u32_u8(vld1q_u8(rows[i] + at));
+  const uint64x2_t a = (uint64x2_t)vtrn1q_u32(x[0], x[1]), b = (uint64x2_t)vtrn2q_u32(x[0], x[1]);
+  const uint64x2_t c = (uint64x2_t)vtrn1q_u32(x[2], x[3]), d = (uint64x2_t)vtrn2q_u32(x[2], x[3]);
+  out[0] = (Ints)vtrn1q_u64(a, c);
+  out[1] = (Ints)vtrn1q_u64(b, d);
+  out[2] = (Ints)vtrn2q_u64(a, c);
+  out[3] = (Ints)vtrn2q_u64(b, d);
+}
+
+inline void interleave(const uint8_t* const* rows, int64_t at, int32_t* out) {
+  uint8x16x4_t x;
+  for (int i = 0; i < 4; ++i) x.val[i] = vld1q_u8(rows[i] + at);
+  vst4q_u8(reinterpret_cast<uint8_t*>(out), x);
+}
+
+inline float sum(Floats x) { return vaddvq_f32((float32x4_t)x); }
+inline int32_t sum(Ints x) { return vaddvq_s32((int32x4_t)x); }
+inline float largest(Floats x) { return vmaxnmvq_f32((float32x4_t)x); }
+
+// Lanes 0 and 1: the low halves of lanes 0 and 2, and of 1 and 3, as one pair each.
+inline Ints pair_up(Ints x) {
+  const Ints high = x << 16;
+  return (x & 0xffff) | (Ints)vextq_s32((int32x4_t)high, (int32x4_t)high, 2);
+}
+#include "powers.h"
