@@ -17,8 +17,13 @@
 namespace int4kv::avx2 {
 
 #include "simd/avx2.h"
+#include "kernels/load_tile.h"
+#include "kernels/score.h"
+#include "kernels/weigh.h"
+#include "kernels/accumulate.h"
+#include "kernels/attend_tile.h"
 
-extern const Kernels kKernels = {"avx2"};
+extern const Kernels kKernels = {"avx2", load_tile, start_block, attend_tile, finish_block};
 
 } // namespace int4kv::avx2
 #if defined(__clang__)

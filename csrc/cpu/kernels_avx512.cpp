@@ -17,8 +17,13 @@
 namespace int4kv::avx512 {
 
 #include "simd/avx512.h"
+#include "kernels/load_tile.h"
+#include "kernels/score.h"
+#include "kernels/weigh.h"
+#include "kernels/accumulate.h"
+#include "kernels/attend_tile.h"
 
-extern const Kernels kKernels = {"avx512"};
+extern const Kernels kKernels = {"avx512", load_tile, start_block, attend_tile, finish_block};
 
 } // namespace int4kv::avx512
 #if defined(__clang__)

@@ -11,8 +11,13 @@
 namespace int4kv::neon {
 
 #include "simd/neon.h"
+#include "kernels/load_tile.h"
+#include "kernels/score.h"
+#include "kernels/weigh.h"
+#include "kernels/accumulate.h"
+#include "kernels/attend_tile.h"
 
-extern const Kernels kKernels = {"neon"};
+extern const Kernels kKernels = {"neon", load_tile, start_block, attend_tile, finish_block};
 
 } // namespace int4kv::neon
 #endif

@@ -1,5 +1,8 @@
 #include "rows.h"
 
+#include <algorithm>
+#include <cstring>
+
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
@@ -52,6 +55,53 @@ void Source::decode(int64_t b, int64_t h, int64_t first, int64_t count, int64_t 
     const int64_t slot = (first + i) % codes.capacity;
     scales ? decode_row(b, h, slot, head_dim, out) : load_row(codes, b, h, slot, head_dim, out);
   }
+}
+
+namespace {
+
+Element element_of(const Rows& rows) {
+  if (rows.type == at::kByte) return Element::kCodes;
+  return rows.type == at::kFloat ? Element::kFloat32 : rows.type == at::kHalf ? Element::kFloat16 : Element::kBFloat16;
+}
+
+// Pointers to `count` tokens from slot `slot` on, around the end of the ring; those behind them repeat the last.
+void point(const Rows& rows, int64_t b, int64_t h, int64_t slot, int count, const uint8_t** to) {
+  const auto* base = reinterpret_cast<const uint8_t*>(rows.row(b, h, 0));
+  const int before_end = static_cast<int>(std::min<int64_t>(count, rows.capacity - slot));
+  for (int i = 0; i < before_end; ++i) to[i] = base + (slot + i) * rows.token;
+  for (int i = before_end; i < count; ++i) to[i] = base + (i - before_end) * rows.token;
+  for (int i = count; i < kTile; ++i) to[i] = to[count - 1];
+}
+
+// Number `index` of each of those tokens.
+void gather(const Rows& scales, int64_t b, int64_t h, int64_t slot, int count, int64_t index, uint16_t* to) {
+  const char* base = scales.row(b, h, 0) + index * scales.channel;
+  const int before_end = static_cast<int>(std::min<int64_t>(count, scales.capacity - slot));
+  if (scales.token == 2 && before_end == kTile) {
+    std::memcpy(to, base + 2 * slot, 2 * kTile);
+    return;
+  }
+  for (int i = 0; i < kTile; ++i) {
+    const int token = std::min(i, count - 1);
+    std::memcpy(to + i, base + (token < before_end ? slot + token : token - before_end) * scales.token, 2);
+  }
+}
+
+} // namespace
+
+void Source::locate(int64_t b, int64_t h, int64_t first, int count, StoredTile& tile) const {
+  const int64_t slot = first % codes.capacity, each = scales_per_group(codebook);
+  point(codes, b, h, slot, count, tile.rows);
+  for (int64_t g = 0; scales && g < groups; ++g) {
+    gather(*scales, b, h, slot, count, each * g, tile.scales[g]);
+    if (each > 1) gather(*scales, b, h, slot, count, each * g + 1, tile.minima[g]);
+  }
+  tile.element = element_of(codes);
+  tile.ahead = kTile * codes.token;
+  tile.channel_stride = codes.channel;
+  tile.bits = static_cast<int>(bits);
+  tile.codebook = codebook;
+  tile.groups = static_cast<int>(groups);
 }
 
 void Source::decode_row(int64_t b, int64_t h, int64_t slot, int64_t head_dim, float* out) const {

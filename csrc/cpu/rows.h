@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "../ops.h"
+#include "tile.h"
 
 // Hot loops are compiled for several x86-64 levels and picked at load time; elsewhere the baseline has SIMD already.
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
@@ -58,6 +59,9 @@ struct Source {
 
   // out[count, head_dim] = tokens first .. first + count of one head, dequantised, still centred and rotated.
   void decode(int64_t b, int64_t h, int64_t first, int64_t count, int64_t head_dim, float* out) const;
+
+  // Where those tokens lie; count is at most kTile.
+  void locate(int64_t b, int64_t h, int64_t first, int count, StoredTile& tile) const;
 
  private:
   void decode_row(int64_t b, int64_t h, int64_t slot, int64_t head_dim, float* out) const;

@@ -1,6 +1,7 @@
 // AVX2: 8 lanes, 16 registers.
 constexpr int kLanes = 8;
 constexpr int kSums = 8;  // vectors of sums that stay in registers beside what they are made of
+constexpr int kCopies = kLanes;  // of a number that multiplies a vector: a load is cheaper than a broadcast
 #include "vectors.h"
 
 typedef __m256i Table;
@@ -13,8 +14,11 @@ inline Ints lookup(Ints indices, Table table) {
   return (Ints)_mm256_shuffle_epi8(table, (__m256i)indices);
 }
 
+// Added one after the other, whatever the compiler thinks: partial sums would take registers that there are not.
 inline Ints dot2(Ints sum, Ints a, Ints b) {
-  return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+  sum += (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+  asm("" : "+x"(sum));
+  return sum;
 }
 
 inline Floats fma(Floats a, Floats b, Floats c) {

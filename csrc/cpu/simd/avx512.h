@@ -1,6 +1,7 @@
 // AVX-512 with VNNI and VBMI: 16 lanes, 32 registers.
 constexpr int kLanes = 16;
 constexpr int kSums = 16;
+constexpr int kCopies = 1;  // of a number that multiplies a vector: instructions broadcast from memory themselves
 #include "vectors.h"
 
 typedef __m512i Table;

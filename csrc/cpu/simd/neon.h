@@ -1,6 +1,7 @@
 // 64-bit Arm: 4 lanes, 32 registers.
 constexpr int kLanes = 4;
 constexpr int kSums = 16;
+constexpr int kCopies = kLanes;  // of a number that multiplies a vector: a load is cheaper than a broadcast
 #include "vectors.h"
 
 typedef uint8x16_t Table;

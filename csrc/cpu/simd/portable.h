@@ -1,6 +1,7 @@
 // Any processor: 4 lanes, in plain C++ that compilers vectorise.
 constexpr int kLanes = 4;
 constexpr int kSums = 8;
+constexpr int kCopies = kLanes;  // of a number that multiplies a vector: a load is cheaper than a broadcast
 #include "vectors.h"
 
 typedef int16_t SignedShorts __attribute__((vector_size(16)));

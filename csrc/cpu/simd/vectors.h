@@ -20,6 +20,11 @@ inline void store(int32_t* to, Ints x) { *reinterpret_cast<IntsInMemory*>(to) = 
 inline void store(float* to, Floats x) { *reinterpret_cast<FloatsInMemory*>(to) = x; }
 inline Ints splat(int32_t x) { return Ints{} + x; }
 inline Floats splat(float x) { return Floats{} + x; }
+
+// A number that multiplies vectors, kept in kCopies copies.
+inline Ints load_copies(const int32_t* x) { return kCopies == 1 ? splat(*x) : load(x); }
+inline void store_copies(int32_t* to, int32_t x) { kCopies == 1 ? static_cast<void>(*to = x) : store(to, splat(x)); }
+
 inline Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 inline Ints bits_of(Floats x) { return reinterpret_cast<Ints>(x); }
 inline Floats from_bits(Ints x) { return reinterpret_cast<Floats>(x); }

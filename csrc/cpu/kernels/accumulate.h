@@ -1,0 +1,82 @@
+// o = o * rescale + sum over tokens of weight * value.
+//
+// Of codes: lanes are channels, and a lane's four bytes are four tokens: two pairs of weights. The sums of a tile are exact integers that
+// start at -128 times the sum of the weights, as biased levels are 128 too large; they join o once a tile.
+
+// Levels of kLanes channels of four tokens: those of byte `at` .. of a row, half 0 the low nibbles, half 1 the high ones.
+template <bool nibbles>
+inline Ints levels_of_bytes(const int32_t* codes, const Table& table, int at, int half) {
+  if (!nibbles) return load(codes + at / 16 * 32 + at % 16 + 16 * half);
+  return lookup(load(codes + at) >> (4 * half) & 0x0f0f0f0f, table);
+}
+
+// kLanes channels (of each of `halves` halves of a unit) at a time, so that all rows' sums stay in registers.
+template <int rows, int halves, bool nibbles>
+inline void add_bytes(const Tile& tile, const Table& table, int g, int at, int half, const Weights& weights, QueryBlock& block) {
+  const int bytes = nibbles ? tile.head_dim / 2 : tile.head_dim;
+  Ints sums[halves][rows];
+  for (int h = 0; h < halves; ++h) {
+    for (int r = 0; r < rows; ++r) sums[h][r] = splat(-kBias * weights.sums[g][r]);
+  }
+  const int32_t *codes = tile.v.codes, *pairs = weights.pairs[g];
+  for (int t = 0; t < tile.count; t += 4, codes += bytes, pairs += 2 * rows * kCopies) {
+    const int32_t *even_weights = pairs, *odd_weights = pairs + rows * kCopies;
+    for (int h = 0; h < halves; ++h) {
+      const Ints levels = levels_of_bytes<nibbles>(codes, table, at, half + h);
+      const Ints even = even_bytes(levels), odd = odd_bytes(levels);
+      for (int r = 0; r < rows; ++r) sums[h][r] = dot2(sums[h][r], even, load_copies(even_weights + r * kCopies));
+      for (int r = 0; r < rows; ++r) sums[h][r] = dot2(sums[h][r], odd, load_copies(odd_weights + r * kCopies));
+    }
+  }
+  for (int h = 0; h < halves; ++h) {
+    for (int r = 0; r < rows; ++r) {
+      float* o = block.o[r] + at / 16 * INT4KV_UNIT + (half + h) * 16 + at % 16;
+      store(o, fma(to_floats(sums[h][r]), splat(weights.scales[g][r]), load(o) * weights.rescale[r]));
+    }
+  }
+}
+
+template <int rows, bool nibbles>
+inline void accumulate_codes(const Tile& tile, const Weights& weights, QueryBlock& block) {
+  constexpr int halves = kSums >= 2 * rows ? 2 : 1;
+  const Table table = load_table(tile.v.levels->biased);
+  const int group_bytes = tile.head_dim / 2 / tile.v.groups;
+  for (int g = 0; g < tile.v.groups; ++g) {
+    for (int at = g * group_bytes; at < (g + 1) * group_bytes; at += kLanes) {
+      for (int half = 0; half < 2; half += halves) add_bytes<rows, halves, nibbles>(tile, table, g, at, half, weights, block);
+    }
+  }
+}
+
+// Of plain rows, fp32: `tokens` lists those that all `rows` rows see.
+template <int rows>
+inline void accumulate_rows(const Tile& tile, const Weights& weights, int first, const int* tokens, int count, QueryBlock& block) {
+  for (int c = 0; c < tile.head_dim; c += kLanes) {
+    Floats sums[rows];
+    for (int r = 0; r < rows; ++r) sums[r] = load(block.o[first + r] + c) * weights.rescale[first + r];
+    for (int i = 0; i < count; ++i) {
+      const Floats value = load(tile.v.rows[tokens[i]] + c);
+      for (int r = 0; r < rows; ++r) sums[r] = fma(splat(weights.p[first + r][tokens[i]]), value, sums[r]);
+    }
+    for (int r = 0; r < rows; ++r) store(block.o[first + r] + c, sums[r]);
+  }
+}
+
+inline int list_seen(uint64_t seen, int count, int* tokens) {
+  int n = 0;
+  for (int t = 0; t < count; ++t) {
+    tokens[n] = t;
+    n += static_cast<int>(seen >> t & 1);
+  }
+  return n;
+}
+
+// All rows together where they see the same tokens; a token that a row does not see is not touched for it.
+template <int rows>
+inline void accumulate_plain(const Tile& tile, const Weights& weights, QueryBlock& block) {
+  int tokens[kTile + 1];
+  bool same = true;
+  for (int r = 1; r < rows; ++r) same = same && block.seen[r] == block.seen[0];
+  if (same) return accumulate_rows<rows>(tile, weights, 0, tokens, list_seen(block.seen[0], tile.count, tokens), block);
+  for (int r = 0; r < rows; ++r) accumulate_rows<1>(tile, weights, r, tokens, list_seen(block.seen[r], tile.count, tokens), block);
+}

@@ -1,0 +1,125 @@
+// A tile from where it is stored to the form in which the products take it (tile.h): every packed row is read here, once.
+
+// Three bits as nibbles: 8 bytes of two bits and 4 bytes of one become 16 bytes, as format.h folds them.
+inline void widen_three(const uint8_t* low, const uint8_t* high, uint8_t* nibbles) {
+  uint64_t two;
+  uint32_t one;
+  std::memcpy(&two, low, 8);
+  std::memcpy(&one, high, 4);
+  const auto bit = [one](int i) { return static_cast<uint64_t>(one >> i & 0x11111111u); };
+  const uint64_t words[2] = {
+      (two & 0x3333333333333333u) | (bit(0) | bit(1) << 32) << 2, (two >> 2 & 0x3333333333333333u) | (bit(2) | bit(3) << 32) << 2};
+  std::memcpy(nibbles, words, 16);
+}
+
+// Five bits as bytes of codes: 16 bytes of nibbles and 4 bytes of one bit become 32 bytes.
+inline void widen_five(const uint8_t* low, const uint8_t* high, uint8_t* codes) {
+  for (int i = 0; i < 16; ++i) {
+    const int fifth = high[i % 4] >> (i / 4);
+    codes[i] = static_cast<uint8_t>((low[i] & 15) | (fifth & 1) << 4);
+    codes[16 + i] = static_cast<uint8_t>((low[i] >> 4) | (fifth & 16));
+  }
+}
+
+inline void widen_eight(const uint8_t* low, const uint8_t* high, uint8_t* codes) {
+  for (int i = 0; i < 16; ++i) {
+    codes[i] = static_cast<uint8_t>((low[i] & 15) | high[i] << 4);
+    codes[16 + i] = static_cast<uint8_t>(low[i] >> 4 | (high[i] & 0xf0));
+  }
+}
+
+// 32 levels from two tables of 16.
+inline void replace_by_levels(const Levels& levels, int count, uint8_t* codes) {
+  typedef int8_t Bytes __attribute__((vector_size(4 * kLanes)));
+  const Table first = load_table(levels.biased), second = load_table(levels.biased + 16);
+  for (int i = 0; i < count; i += 4 * kLanes) {
+    const Ints code = load(reinterpret_cast<const int32_t*>(codes + i)), index = code & 0x0f0f0f0f;
+    const Ints upper = reinterpret_cast<Ints>(reinterpret_cast<Bytes>(code & 0x10101010) != 0);
+    store(reinterpret_cast<int32_t*>(codes + i), (lookup(index, first) & ~upper) | (lookup(index, second) & upper));
+  }
+}
+
+// Rows of 3, 5 or 8 bits: as nibbles, or as one biased level a byte.
+inline const uint8_t* const* widen(const StoredTile& stored, int count, int head_dim, const Levels& levels, Widened& wide) {
+  const int units = head_dim / INT4KV_UNIT, low = INT4KV_LOW_PLANE(stored.bits), high = INT4KV_HIGH_PLANE(stored.bits);
+  for (int t = 0; t < count; ++t) {
+    const uint8_t *from = stored.rows[t], *above = from + 4 * low * units;
+    for (int u = 0; u < units; ++u, from += 4 * low, above += 4 * high) {
+      if (stored.bits == 3) widen_three(from, above, wide.rows[t] + 16 * u);
+      if (stored.bits == 5) widen_five(from, above, wide.rows[t] + 32 * u);
+      if (stored.bits == 8) widen_eight(from, above, wide.rows[t] + 32 * u);
+    }
+    if (stored.bits == 5) replace_by_levels(levels, head_dim, wide.rows[t]);
+  }
+  for (int t = 0; t < kTile; ++t) wide.at[t] = wide.rows[t < count ? t : count - 1];
+  return wide.at;
+}
+
+inline void load_scales(const StoredTile& stored, const Levels& levels, TileSide& side) {
+  for (int g = 0; g < stored.groups; ++g) {
+    for (int t = 0; t < kTile; t += kLanes) {
+      const Floats scale = halves_to_floats(stored.scales[g] + t);
+      const Floats minimum = stored.codebook == INT4KV_ASYMMETRIC ? halves_to_floats(stored.minima[g] + t) : Floats{};
+      store(side.scales[g] + t, scale);
+      store(side.shifts[g] + t, fma(scale, splat(levels.offset), minimum));  // NaN where the scale is not finite
+    }
+  }
+}
+
+// The rows of the next tile, while this one is worked on: 12 to 16 % of a call whose cache is in memory.
+inline void fetch_ahead(const StoredTile& stored, int bytes) {
+  for (int t = 0; t < kTile; ++t) {
+    for (int at = 0; at < bytes; at += 64) __builtin_prefetch(stored.rows[t] + stored.ahead + at);
+  }
+}
+
+inline void load_row(const uint8_t* row, Element element, int64_t stride, int n, float* out) {
+  for (int c = 0; stride != (element == Element::kFloat32 ? 4 : 2) && c < n; ++c) {
+    uint32_t bits = 0;
+    std::memcpy(&bits, row + c * stride, element == Element::kFloat32 ? 4 : 2);
+    uint16_t half[kLanes] = {static_cast<uint16_t>(bits)};
+    const float wide = from_bits(splat(static_cast<int32_t>(element == Element::kFloat32 ? bits : bits << 16)))[0];
+    out[c] = element == Element::kFloat16 ? halves_to_floats(half)[0] : wide;
+  }
+  if (stride != (element == Element::kFloat32 ? 4 : 2)) return;
+  if (element == Element::kFloat32) std::memcpy(out, row, 4 * n);
+  const uint16_t* halves = reinterpret_cast<const uint16_t*>(row);
+  for (int c = 0; element == Element::kFloat16 && c < n; c += kLanes) store(out + c, halves_to_floats(halves + c));
+  for (int c = 0; element == Element::kBFloat16 && c < n; ++c) {
+    const uint32_t bits = static_cast<uint32_t>(halves[c]) << 16;
+    std::memcpy(out + c, &bits, 4);
+  }
+}
+
+// `transposed`: lanes are tokens, as K wants it.
+inline void load_side(const StoredTile& stored, int count, int head_dim, bool transposed, Widened& wide, TileSide& side) {
+  side.plain = stored.element != Element::kCodes;
+  if (side.plain) {
+    for (int t = 0; t < count; ++t) load_row(stored.rows[t], stored.element, stored.channel_stride, head_dim, side.rows[t]);
+    return;
+  }
+  side.levels = &levels_of(stored.bits, stored.codebook);
+  side.nibbles = stored.bits <= 4;
+  side.groups = stored.groups;
+  side.shifted = side.levels->offset != 0.0f || stored.codebook == INT4KV_ASYMMETRIC;
+  fetch_ahead(stored, head_dim * stored.bits / 8);
+  load_scales(stored, *side.levels, side);
+  const uint8_t* const* rows = stored.bits == 4 ? stored.rows : widen(stored, count, head_dim, *side.levels, wide);
+  const int bytes = side.nibbles ? head_dim / 2 : head_dim;
+  for (int t = 0; t < count; t += transposed ? kLanes : 4) {
+    for (int at = 0; at < bytes; at += 16) {
+      if (!transposed) {
+        interleave(rows + t, at, side.codes + t / 4 * bytes + at);
+        continue;
+      }
+      Ints words[4];
+      transpose(rows + t, at, words);
+      for (int i = 0; i < 4; ++i) store(side.codes + (at / 4 + i) * kTile + t, words[i]);
+    }
+  }
+}
+
+inline void load_tile(const StoredTile& k, const StoredTile& v, Workspace& work) {
+  load_side(k, work.tile.count, work.tile.head_dim, true, work.widened, work.tile.k);
+  load_side(v, work.tile.count, work.tile.head_dim, false, work.widened, work.tile.v);
+}
