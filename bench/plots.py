@@ -1,0 +1,105 @@
+"""Plots of the results, and the same drawn again from a JSON: python bench/plots.py bench/results/attend-cpu.json attend.png"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+
+STYLES = {"int4kv": dict(color="tab:red", linewidth=2.2, zorder=3), "int4kv_growing": dict(color="tab:red", linestyle="--")}
+
+
+def panels(groups: dict, draw, ylabel: str, file) -> None:
+    """A panel per group, drawn by draw(axis, rows), beside each other with one legend."""
+    figure, axes = pyplot.subplots(1, len(groups), figsize=(1.5 + 3.6 * len(groups), 4.2), squeeze=False)
+    for axis, (name, rows) in zip(axes[0], groups.items()):
+        draw(axis, rows)
+        axis.set_title(name, fontsize="medium")
+        axis.grid(alpha=0.3, which="both")
+    axes[0][0].set_ylabel(ylabel)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5, fontsize="small")
+    figure.tight_layout()
+    figure.savefig(file, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def grouped(rows: list[dict], name) -> dict:
+    """Rows by name(row), in the order they came."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(name(row), []).append(row)
+    return groups
+
+
+def lines(axis, rows: list[dict], x: str, values: str) -> None:
+    """A line per contender of row[values], over row[x]; one that is missing in a row leaves a gap."""
+    for name in dict.fromkeys(name for row in rows for name in row[values]):
+        points = [(row[x], row[values][name]) for row in rows if name in row[values]]
+        axis.plot(*zip(*points), marker="o", markersize=3, label=name, **STYLES.get(name, {}))
+
+
+def attend(rows: list[dict], file) -> None:
+    """Milliseconds over keys, both logarithmic, a panel per layout and batch."""
+    def draw(axis, mine):
+        times = [dict(keys=row["keys"], ms={"int4kv": row["int4kv_ms"]} | row["baselines_ms"]) for row in mine]
+        lines(axis, times, "keys", "ms")
+        axis.set(xscale="log", yscale="log", xlabel="keys")
+
+    panels(grouped(rows, lambda row: f"{row['layout']}, batch {row['batch']}"), draw, "ms per call, cold caches", file)
+
+
+def quantize(rows: list[dict], file) -> None:
+    """Milliseconds over tokens against copying the input, a panel per layout."""
+    def draw(axis, mine):
+        lines(axis, [row | dict(ms={"int4kv": row["int4kv_ms"], "memcpy": row["memcpy_ms"]}) for row in mine], "tokens", "ms")
+        axis.set(xscale="log", yscale="log", xlabel="tokens")
+
+    panels(grouped(rows, lambda row: row["layout"]), draw, "ms per layer (K and V), cold caches", file)
+
+
+def generate(rows: list[dict], file) -> None:
+    """Milliseconds per token over the prefix, a panel per model."""
+    def draw(axis, mine):
+        lines(axis, mine, "prefix", "ms")
+        axis.set(xscale="log", ylim=(0, None), xlabel="tokens before")
+
+    panels(grouped(rows, lambda row: row["model"]), draw, "ms per token, end to end", file)
+
+
+def memory(rows: list[dict], file) -> None:
+    """MiB above the loaded model at the peaks of prefill and decoding, over the length, a panel per phase."""
+    def draw(axis, mine):
+        lines(axis, mine, "length", "mib")
+        axis.set(xscale="log", ylim=(0, None), xlabel="tokens")
+
+    phases = []
+    for phase in ("prefill", "decode"):
+        for length, found in grouped(rows, lambda row: row["length"]).items():
+            mib = {row["contender"]: row[f"{phase}_peak_bytes"] / 2**20 for row in found}
+            phases.append(dict(phase=f"{found[0]['model']}, {phase}", length=length, mib=mib))
+    panels(grouped(phases, lambda row: row["phase"]), draw, "peak above the loaded model, MiB", file)
+
+
+def kind_of(row: dict):
+    """The plot that a row's keys ask for."""
+    for key, draw in (("baselines_ms", attend), ("memcpy_ms", quantize), ("prefix", generate), ("contender", memory)):
+        if key in row:
+            return draw
+    raise ValueError(f"rows have the keys {sorted(row)}; accepted: results of attend.py, quantize.py, generate.py and memory.py")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("file", type=Path, help="where to draw, .png or .svg")
+    arguments = parser.parse_args()
+    rows = json.loads(arguments.results.read_text())
+    kind_of(rows[0])(rows, arguments.file)
+
+
+if __name__ == "__main__":
+    main()
