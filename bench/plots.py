@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
-STYLES = {"int4kv": dict(color="tab:red", linewidth=2.2, zorder=3), "int4kv_growing": dict(color="tab:red", linestyle="--")}
+STYLES = {"int4kv": dict(color="black", linewidth=2.2, zorder=3), "int4kv_growing": dict(color="black", linestyle="--")}
 
 
 def panels(groups: dict, draw, ylabel: str, file) -> None:
@@ -40,6 +40,10 @@ def lines(axis, rows: list[dict], x: str, values: str) -> None:
     for name in dict.fromkeys(name for row in rows for name in row[values]):
         points = [(row[x], row[values][name]) for row in rows if name in row[values]]
         axis.plot(*zip(*points), marker="o", markersize=3, label=name, **STYLES.get(name, {}))
+    places = sorted({row[x] for row in rows})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(places, [f"{n // 1024}K" if n % 1024 == 0 else str(n) for n in places], fontsize="small")
+    axis.minorticks_off()
 
 
 def attend(rows: list[dict], file) -> None:
@@ -47,7 +51,7 @@ def attend(rows: list[dict], file) -> None:
     def draw(axis, mine):
         times = [dict(keys=row["keys"], ms={"int4kv": row["int4kv_ms"]} | row["baselines_ms"]) for row in mine]
         lines(axis, times, "keys", "ms")
-        axis.set(xscale="log", yscale="log", xlabel="keys")
+        axis.set(yscale="log", xlabel="keys")
 
     panels(grouped(rows, lambda row: f"{row['layout']}, batch {row['batch']}"), draw, "ms per call, cold caches", file)
 
@@ -56,7 +60,7 @@ def quantize(rows: list[dict], file) -> None:
     """Milliseconds over tokens against copying the input, a panel per layout."""
     def draw(axis, mine):
         lines(axis, [row | dict(ms={"int4kv": row["int4kv_ms"], "memcpy": row["memcpy_ms"]}) for row in mine], "tokens", "ms")
-        axis.set(xscale="log", yscale="log", xlabel="tokens")
+        axis.set(yscale="log", xlabel="tokens")
 
     panels(grouped(rows, lambda row: row["layout"]), draw, "ms per layer (K and V), cold caches", file)
 
@@ -65,7 +69,7 @@ def generate(rows: list[dict], file) -> None:
     """Milliseconds per token over the prefix, a panel per model."""
     def draw(axis, mine):
         lines(axis, mine, "prefix", "ms")
-        axis.set(xscale="log", ylim=(0, None), xlabel="tokens before")
+        axis.set(ylim=(0, None), xlabel="tokens before")
 
     panels(grouped(rows, lambda row: row["model"]), draw, "ms per token, end to end", file)
 
@@ -74,7 +78,7 @@ def memory(rows: list[dict], file) -> None:
     """MiB above the loaded model at the peaks of prefill and decoding, over the length, a panel per phase."""
     def draw(axis, mine):
         lines(axis, mine, "length", "mib")
-        axis.set(xscale="log", ylim=(0, None), xlabel="tokens")
+        axis.set(ylim=(0, None), xlabel="tokens")
 
     phases = []
     for phase in ("prefill", "decode"):

@@ -10,7 +10,6 @@ More tokens (prefill): one cold call against a copy of the same keys and values,
 
 import argparse
 import json
-import time
 from functools import partial
 from pathlib import Path
 
@@ -48,33 +47,19 @@ def stored_arguments(chunk) -> tuple[list, dict]:
     return chunk.codes.tensors, named
 
 
-def one_token(layout, batch: int, dtype, config, arguments) -> dict:
+def one_token(layout, batch: int, dtype, config, clock, arguments) -> dict:
     """Microseconds of a call with one token, with none, and of the kernel between them."""
     k, v = keys_values(layout, SLOTS, batch, arguments.device, dtype)
     buffers, named = stored_arguments(stored_chunk(k, v, config))
-    calls = {}
+    timers = {}
     for name, tokens in (("call", 1), ("empty", 0)):
         new = k[:, :, :tokens].contiguous(), v[:, :, :tokens].contiguous()
-        calls[name] = burst(partial(ops.quantize_kv, *new, *buffers, **named), arguments.device)
-    found = timing.measure(calls, arguments.rounds)
+        calls = [partial(ops.quantize_kv, *new, *buffers, position, **named) for position in range(CALLS)]
+        timers[name] = clock.timer(calls) if arguments.device == "cuda" else timing.in_a_row(calls, arguments.device)
+    found = timing.measure(timers, arguments.rounds)
     us = {name: 1e3 * spread["median"] for name, spread in found.items()}
     return dict(tokens=1, call_us=us["call"], empty_call_us=us["empty"], kernel_us=us["call"] - us["empty"],
                 spread_us={name: [1e3 * s["p10"], 1e3 * s["p90"]] for name, s in found.items()})
-
-
-def burst(call, device: str):
-    """A function that makes CALLS calls at positions that move on, and returns the mean milliseconds of one."""
-    def sample():
-        timing.synchronize(device)
-        begin = time.perf_counter()
-        for position in range(CALLS):
-            call(position)
-        timing.synchronize(device)
-        return 1e3 * (time.perf_counter() - begin) / CALLS
-
-    at = call
-    call = lambda position: at.func(*at.args[:6], position, **at.keywords)  # noqa: E731
-    return sample
 
 
 def prefill(layout, tokens: int, batch: int, dtype, config, clock, arguments) -> dict:
@@ -133,8 +118,8 @@ def main():
     names = arguments.dtype or (["fp32", "bf16"] if arguments.device == "cpu" else ["fp16"])
     for layout, tokens, name in ((x, n, d) for x in arguments.layout for n in arguments.tokens for d in names):
         shape = dict(device=arguments.device, layout=str(layout), batch=arguments.batch, dtype=name, codebook=config.codebook, bits=config.bits)
-        one = (layout, arguments.batch, DTYPES[name], config)
-        found = one_token(*one, arguments) if tokens == 1 else prefill(layout, tokens, *one[1:], clock, arguments)
+        shared = (arguments.batch, DTYPES[name], config, clock, arguments)
+        found = one_token(layout, *shared) if tokens == 1 else prefill(layout, tokens, *shared)
         rows.append(shape | found | dict(about=facts))
     Console(width=150).print(table_of(rows, facts))
     if arguments.json:

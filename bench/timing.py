@@ -81,16 +81,7 @@ class CycledClock:
 class MpsClock(CycledClock):
     def timer(self, calls: list):
         """A function that calls all copies and returns the mean milliseconds of one."""
-
-        def sample():
-            torch.mps.synchronize()
-            begin = time.perf_counter()
-            for call in calls:
-                call()
-            torch.mps.synchronize()
-            return 1e3 * (time.perf_counter() - begin) / len(calls)
-
-        return sample
+        return in_a_row(calls, "mps")
 
 
 class CudaClock(CycledClock):
@@ -120,6 +111,20 @@ class CudaClock(CycledClock):
             for call in calls:
                 call()
         return graph
+
+
+def in_a_row(calls: list, device: str):
+    """A function that makes all calls, from synchronise to synchronise, and returns the mean milliseconds of one: hot on the CPU."""
+
+    def sample():
+        synchronize(device)
+        begin = time.perf_counter()
+        for call in calls:
+            call()
+        synchronize(device)
+        return 1e3 * (time.perf_counter() - begin) / len(calls)
+
+    return sample
 
 
 def clock_for(device: str):
