@@ -5,6 +5,8 @@
 
 Each contender and length runs in a process of its own: the model is loaded, the peak is reset, a prompt of that length is prefilled,
 the peak is read and reset, STEPS tokens are decoded, the peak is read again. Peaks are above what was resident with the model loaded.
+On Linux the processes run with glibc's malloc told to return what is freed (RETURNING): by default it keeps up to some hundred MiB of freed
+activations, more or less by chance, and what a cache holds is lost in that. --allocator default measures so nevertheless.
 
     cpu, mps   resident memory: VmHWM of /proc/self/status, reset through /proc/self/clear_refs; elsewhere ru_maxrss, which cannot be
                reset, so that the peak of decoding is that of both
@@ -14,6 +16,7 @@ the peak is read and reset, STEPS tokens are decoded, the peak is read again. Pe
 import argparse
 import gc
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -29,8 +32,9 @@ from model_configs import CONFIGS, load, weight_bytes
 from rich.console import Console
 from rich.table import Table
 
-CONTENDERS = ("dynamic", "static", "preallocated", "int4kv", "int4kv_growing")
+CONTENDERS = ("dynamic", "static", "int4kv", "int4kv_growing")
 STEPS = 8
+RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -75,7 +79,7 @@ def decode(model, cache) -> None:
 
 def measure(name: str, contender: str, length: int, arguments) -> dict:
     """One row of the result, or why there is none, in the process that it is about."""
-    model, device = load(name, DTYPES[arguments.dtype], arguments.device, arguments.layers, arguments.model), arguments.device
+    model, device = load(name, DTYPES[arguments.dtype], arguments.device, arguments.layers or None, arguments.model), arguments.device
     caches, missing = make_caches([contender], model.config, length + STEPS)
     if missing:
         return dict(not_run=missing[contender])
@@ -93,10 +97,10 @@ def measure(name: str, contender: str, length: int, arguments) -> dict:
     return peaks | dict(loaded_bytes=loaded, weight_bytes=weight_bytes(model))
 
 
-def in_a_child(name: str, contender: str, length: int, given: list[str]) -> dict:
+def in_a_child(name: str, contender: str, length: int, given: list[str], environment: dict) -> dict:
     """measure() in a new process; what it says on failure is raised."""
     child = [sys.executable, __file__, *given, "--config", name, "--length", str(length), "--contenders", contender, "--child"]
-    done = subprocess.run(child, capture_output=True, text=True)
+    done = subprocess.run(child, capture_output=True, text=True, env=os.environ | environment)
     if done.returncode:
         raise RuntimeError(f"{contender} at {length} tokens ended with {done.returncode}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -125,12 +129,13 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", choices=CONFIGS, default="Qwen2.5-0.5B", help="the model, with random weights")
     parser.add_argument("--model", help="a folder with real weights, instead")
-    parser.add_argument("--layers", type=int, help="cut the model to its first layers")
-    parser.add_argument("--length", type=int, nargs="+", default=[2048, 4096, 8192, 16384])
+    parser.add_argument("--layers", type=int, default=8, help="cut the model to its first layers; 0: all of them")
+    parser.add_argument("--length", type=int, nargs="+", default=[2048, 4096, 16384])
     parser.add_argument("--chunk", type=int, default=0, help="tokens prefilled at a time; 0: all at once")
     parser.add_argument("--contenders", nargs="+", choices=CACHES, default=CONTENDERS)
     parser.add_argument("--device", choices=PREFERRED, default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="of the model; default: fp32 on the CPU, fp16 on mps, bf16 on cuda")
+    parser.add_argument("--allocator", choices=("returning", "default"), default="returning", help="what glibc's malloc does with freed memory")
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--plot", type=Path, help="draw them here")
     parser.add_argument("--child", action="store_true", help="measure the one contender and length given, in this process")
@@ -153,12 +158,12 @@ def main():
         return
     facts, rows, console, name = about(arguments.device), [], Console(width=150), arguments.config
     for length, contender in ((n, c) for n in arguments.length for c in arguments.contenders):
-        found = in_a_child(name, contender, length, passed_on(arguments))
+        found = in_a_child(name, contender, length, passed_on(arguments), RETURNING if arguments.allocator == "returning" else {})
         if "not_run" in found:
             console.print(f"{contender}: {found['not_run']}")
             continue
         rows.append(dict(device=arguments.device, model=arguments.model or name, dtype=arguments.dtype, layers=arguments.layers, chunk=arguments.chunk,
-                         length=length, contender=contender) | found | dict(about=facts))
+                         allocator=arguments.allocator, length=length, contender=contender) | found | dict(about=facts))
     compared(rows)
     console.print(table_of(rows, facts))
     if arguments.json:

@@ -4,16 +4,16 @@ import argparse
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-
 STYLES = {"int4kv": dict(color="black", linewidth=2.2, zorder=3), "int4kv_growing": dict(color="black", linestyle="--")}
 
 
 def panels(groups: dict, draw, ylabel: str, file) -> None:
     """A panel per group, drawn by draw(axis, rows), beside each other with one legend."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     figure, axes = pyplot.subplots(1, len(groups), figsize=(1.5 + 3.6 * len(groups), 4.2), squeeze=False)
     for axis, (name, rows) in zip(axes[0], groups.items()):
         draw(axis, rows)

@@ -192,7 +192,7 @@ def measure(timers: dict, rounds: int = ROUNDS, warm_up_s: float = WARM_UP_S) ->
     return {name: spread(t) | dict(reruns=again, stalled=stalled(t)) for name, t in times.items()}
 
 
-def best_seconds(device: str, call, times: int = 5) -> float:
+def best_seconds(device: str, call, times: int = 4) -> float:
     """The shortest wall-clock time of a call that runs long enough for a synchronisation not to matter."""
     best = float("inf")
     for _ in range(times):
@@ -206,7 +206,7 @@ def best_seconds(device: str, call, times: int = 5) -> float:
 
 def read_bandwidth(device: str, nbytes: int | None = None) -> float:
     """GB/s of reading a buffer far beyond the caches, the best of some of torch's reductions: a lower bound of what the memory gives."""
-    buffer = torch.ones((nbytes or (2**33 if device == "cuda" else 2**30)) // 8, dtype=torch.int64, device=device)
+    buffer = torch.ones((nbytes or (2**33 if device == "cuda" else 2**29)) // 8, dtype=torch.int64, device=device)
     floats = buffer.view(torch.float32)
     calls = (buffer.sum, buffer.max, floats.sum, floats.max)
     return buffer.nbytes / min(best_seconds(device, call) for call in calls) / 1e9
