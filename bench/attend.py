@@ -9,17 +9,14 @@ says how it is timed.
 """
 
 import argparse
-import json
+import sys
 from functools import partial
-from pathlib import Path
 
 import timing  # before torch: it pins the threads
-import plots
+import results
 import torch
 from baselines import DTYPES, gqa_names, sdpa_contenders
 from machine import about
-from rich.console import Console
-from rich.table import Table
 from shapes import DEFAULT, KEYS, parse_layout
 from torch.utils._pytree import tree_map_only
 
@@ -27,8 +24,6 @@ import int4kv
 from int4kv import ops
 from int4kv.layer import Int4Layer
 from int4kv.side import K, V
-
-SHORT = ("layout", "keys", "batch", "int4kv ms (p10-p90)", "best SDPA ms (p10-p90)", "best", "ratio", "over gqa", "of read bandwidth")
 
 
 def stored_chunk(k, v, config):
@@ -78,7 +73,7 @@ def cell(layout, keys: int, batch: int, config, clock, arguments, floors: dict) 
     chunk = stored_chunk(k, v, config)
     contenders = {"int4kv": packed_contender(q.to(DTYPES[arguments.dtype]), chunk, clock)} | sdpa_contenders(q, k, v, clock)
     found = timing.measure({name: clock.timer(calls) for name, calls in contenders.items()}, arguments.rounds)
-    shape = dict(device=arguments.device, layout=str(layout), keys=keys, batch=batch, codebook=config.codebook, bits=config.bits,
+    shape = dict(benchmark="attend", device=arguments.device, layout=str(layout), keys=keys, batch=batch, codebook=config.codebook, bits=config.bits,
                  recent=config.recent, q_dtype=arguments.dtype)
     return shape | ratios(found) | roofline(packed_bytes(chunk), layout.flops(keys, batch), found["int4kv"]["median"], floors)
 
@@ -107,17 +102,6 @@ def measured_floors(device: str) -> dict:
                 gflop_s=timing.arithmetic_rate(device, torch.float32 if device == "cpu" else torch.float16))
 
 
-def table_row(row: dict) -> list[str]:
-    """The cells of the printed table."""
-    def shown(name, ms):
-        low, high = row["spread"][name]
-        return f"{ms:.4g} ({low:.4g}-{high:.4g})"
-
-    return [row["layout"], str(row["keys"]), str(row["batch"]), shown("int4kv", row["int4kv_ms"]),
-            shown(row["best"], row["baselines_ms"][row["best"]]), row["best"].removeprefix("sdpa_"), f"{row['speedup_over_best']:.2f}{' stalled' * bool(row['stalled'])}",
-            f"{row['speedup_over_gqa']:.2f}", f"{100 * row['share_of_read_bandwidth']:.0f} %"]
-
-
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layout", type=parse_layout, nargs="+", default=DEFAULT, help="like 12q2kv128, or a model's name")
@@ -130,11 +114,11 @@ def parse():
     parser.add_argument("--dtype", choices=DTYPES, help="of int4kv's q; default: fp32 on the CPU, else fp16")
     parser.add_argument("--threads", type=int, help="of torch; default: torch's own choice")
     parser.add_argument("--rounds", type=int, default=timing.ROUNDS)
-    parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--plot", type=Path, help="draw them here")
+    results.add_options(parser)
     return parser.parse_args()
 
 
+@torch.inference_mode()
 def main():
     arguments = parse()
     if arguments.threads:
@@ -142,19 +126,12 @@ def main():
     arguments.dtype = arguments.dtype or ("fp32" if arguments.device == "cpu" else "fp16")
     config = int4kv.Int4KVConfig(codebook=arguments.codebook, bits=arguments.bits, recent=arguments.recent)
     clock, floors, facts = timing.clock_for(arguments.device), measured_floors(arguments.device), about(arguments.device)
-    console, rows = Console(width=150), []
-    table = Table(*SHORT, title=f"attend, {facts['device_name']}, {facts['threads']} threads, torch {facts['torch']}")
+    rows = []
     for layout, batch, keys in ((x, b, n) for x in arguments.layout for b in arguments.batch for n in arguments.keys):
         rows.append(cell(layout, keys, batch, config, clock, arguments, floors) | dict(about=facts))
-        table.add_row(*table_row(rows[-1]))
-        console.print(" ".join(table_row(rows[-1])), style="dim")
-    console.print(table)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
-    if arguments.plot:
-        plots.attend(rows, arguments.plot)
+        print(f"{layout} {keys} keys, batch {batch}: {rows[-1]['int4kv_ms']:.4g} ms, {rows[-1]['speedup_over_best']:.2f}x", file=sys.stderr)
+    results.finish(rows, arguments)
 
 
 if __name__ == "__main__":
-    with torch.inference_mode():
-        main()
+    main()

@@ -13,19 +13,17 @@ The last columns are the table of arXiv 2605.05699 (Apple M1, fp16, change in ms
 """
 
 import argparse
-import json
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import timing  # before torch: it pins the threads
-import plots
+import results
 import torch
 from baselines import CACHES, DTYPES, make_caches
 from machine import about
 from model_configs import CONFIGS, load, weight_bytes
-from rich.console import Console
-from rich.table import Table
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
@@ -33,8 +31,6 @@ import int4kv
 
 CONTENDERS = ("dynamic", "static", "preallocated", "preallocated_grouped", "quanto", "hqq", "int4kv")
 FP = ("dynamic", "static", "preallocated", "preallocated_grouped")
-# Change against the fp cache, percent, with the prefixes it is stated for: arXiv 2605.05699, abstract.
-PAPER = {"Gemma-3 1B": ("-3 .. -8", 256, 4096), "Qwen2.5-1.5B": ("-0.7 .. -2.6", 0, 1024)}
 # On the CPU a stock model is at its best in fp32: SDPA with enable_gqa=True takes 2 to 10 times as long in bf16 and fp16.
 PREFERRED = {"cpu": "fp32", "mps": "fp16", "cuda": "bf16"}
 CHUNK = 512
@@ -120,7 +116,7 @@ def cell(model, name: str, prefix: int, rows: list[tuple], arguments) -> dict:
     timers = {contender: step_timer(model, cache, CACHES[contender].attention) for contender, cache in caches.items()}
     found = timing.measure(timers, arguments.rounds, warm_up_s=0.0)
     inside = {c: inside_ms(model, cache, CACHES[c].attention, timers[c]) for c, cache in caches.items()}
-    shape = dict(device=arguments.device, model=name, dtype=arguments.dtype, prefix=prefix, prefilled=rows[0][0].shape[2],
+    shape = dict(benchmark="generate", device=arguments.device, model=name, dtype=arguments.dtype, prefix=prefix, prefilled=rows[0][0].shape[2],
                  layers=model.config.get_text_config().num_hidden_layers, weights=arguments.model or "random", weight_bytes=weight_bytes(model))
     return shape | ratios(found) | dict(cache_and_attention_ms=inside, not_run=missing)
 
@@ -140,22 +136,6 @@ def paper_change(row: dict) -> str:
     return stated if first <= row["prefix"] <= last else "-"
 
 
-def table_of(rows: list[dict], contenders, facts: dict) -> Table:
-    """Milliseconds per token and, in brackets, those inside cache and attention; the change in percent against the stock cache."""
-    heads = ("model", "prefix", *contenders, "int4kv to dynamic, %", "the paper's, %", "to the best fp, %")
-    table = Table(*heads, title=f"decode, ms per token (of which cache and attention), {facts['device_name']}, {facts['threads']} threads")
-    for row in rows:
-        shown = [f"{row['ms'][c]:.1f} ({row['cache_and_attention_ms'][c]:.2f})" if c in row["ms"] else "-" for c in contenders]
-        table.add_row(row["model"], str(row["prefix"]), *shown, change(row, "dynamic"), paper_change(row), change(row, row["best_fp"]))
-    return table
-
-
-def change(row: dict, other: str | None) -> str:
-    """int4kv's ms per token against another contender's, in percent; negative is faster."""
-    over = row["speedup_over"].get(other)
-    return "-" if over is None else f"{100 * (1 / over - 1):+.1f}"
-
-
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", nargs="+", choices=CONFIGS, default=list(CONFIGS), help="models with random weights")
@@ -168,32 +148,27 @@ def parse():
     parser.add_argument("--dtype", choices=DTYPES, help="of the model; default: fp32 on the CPU, fp16 on mps, bf16 on cuda")
     parser.add_argument("--threads", type=int, help="of torch; default: torch's own choice")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--plot", type=Path, help="draw them here")
+    results.add_options(parser)
     return parser.parse_args()
 
 
+@torch.inference_mode()
 def main():
     arguments = parse()
     arguments.dtype = arguments.dtype or PREFERRED[arguments.device]
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    facts, rows, console = about(arguments.device), [], Console(width=190)
+    facts, rows = about(arguments.device), []
     for name in [Path(arguments.model).name] if arguments.model else arguments.config:
         model = load(name, DTYPES[arguments.dtype], arguments.device, arguments.layers, arguments.model)
         known = prefix_rows(model, min(arguments.prefill, max(arguments.prefix)))
         for prefix in arguments.prefix:
             rows.append(cell(model, name, prefix, known, arguments) | dict(about=facts))
             medians = {contender: round(ms, 1) for contender, ms in rows[-1]["ms"].items()}
-            console.print(f"{name}, {prefix} tokens before: {medians}, not run: {rows[-1]['not_run']}", style="dim")
+            print(f"{name}, {prefix} tokens before: {medians}, not run: {rows[-1]['not_run']}", file=sys.stderr)
         del model, known
-    console.print(table_of(rows, arguments.contenders, facts))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
-    if arguments.plot:
-        plots.generate(rows, arguments.plot)
+    results.finish(rows, arguments)
 
 
 if __name__ == "__main__":
-    with torch.inference_mode():
-        main()
+    main()

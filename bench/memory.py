@@ -23,14 +23,12 @@ import sys
 from pathlib import Path
 
 import timing  # before torch: it pins the threads
-import plots
+import results
 import torch
 from baselines import CACHES, DTYPES, make_caches
 from generate import PREFERRED, attending
 from machine import about
 from model_configs import CONFIGS, load, weight_bytes
-from rich.console import Console
-from rich.table import Table
 
 CONTENDERS = ("dynamic", "static", "int4kv", "int4kv_growing")
 STEPS = 8
@@ -114,17 +112,6 @@ def compared(rows: list[dict]) -> None:
             row |= {f"{phase}_over_dynamic": row[f"{phase}_peak_bytes"] / fp[f"{phase}_peak_bytes"] for phase in ("prefill", "decode")}
 
 
-def table_of(rows: list[dict], facts: dict) -> Table:
-    """A line per contender and length, in MiB above the loaded model."""
-    names = ("prefill_peak_bytes", "after_prefill_bytes", "decode_peak_bytes", "after_decode_bytes")
-    heads = [name.removesuffix("_bytes").replace("_", " ") for name in names]
-    table = Table("model", "length", "contender", *heads, "prefill / dynamic", "decode / dynamic", title=f"MiB above the model, {facts['device_name']}")
-    for row in rows:
-        table.add_row(row["model"], str(row["length"]), row["contender"], *(f"{row[name] / 2**20:.0f}" for name in names),
-                      *(f"{row.get(f'{phase}_over_dynamic', float('nan')):.2f}" for phase in ("prefill", "decode")))
-    return table
-
-
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", choices=CONFIGS, default="Qwen2.5-0.5B", help="the model, with random weights")
@@ -136,8 +123,7 @@ def parse():
     parser.add_argument("--device", choices=PREFERRED, default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="of the model; default: fp32 on the CPU, fp16 on mps, bf16 on cuda")
     parser.add_argument("--allocator", choices=("returning", "default"), default="returning", help="what glibc's malloc does with freed memory")
-    parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--plot", type=Path, help="draw them here")
+    results.add_options(parser)
     parser.add_argument("--child", action="store_true", help="measure the one contender and length given, in this process")
     arguments = parser.parse_args()
     arguments.dtype = arguments.dtype or PREFERRED[arguments.device]
@@ -156,20 +142,16 @@ def main():
         with torch.inference_mode():
             print(json.dumps(measure(arguments.config, arguments.contenders[0], arguments.length[0], arguments)))
         return
-    facts, rows, console, name = about(arguments.device), [], Console(width=150), arguments.config
+    facts, rows, name = about(arguments.device), [], arguments.config
     for length, contender in ((n, c) for n in arguments.length for c in arguments.contenders):
         found = in_a_child(name, contender, length, passed_on(arguments), RETURNING if arguments.allocator == "returning" else {})
         if "not_run" in found:
-            console.print(f"{contender}: {found['not_run']}")
+            print(f"{contender}: {found['not_run']}", file=sys.stderr)
             continue
-        rows.append(dict(device=arguments.device, model=arguments.model or name, dtype=arguments.dtype, layers=arguments.layers, chunk=arguments.chunk,
+        rows.append(dict(benchmark="memory", device=arguments.device, model=arguments.model or name, dtype=arguments.dtype, layers=arguments.layers, chunk=arguments.chunk,
                          allocator=arguments.allocator, length=length, contender=contender) | found | dict(about=facts))
     compared(rows)
-    console.print(table_of(rows, facts))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
-    if arguments.plot:
-        plots.memory(rows, arguments.plot)
+    results.finish(rows, arguments)
 
 
 if __name__ == "__main__":

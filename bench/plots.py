@@ -9,6 +9,8 @@ STYLES = {"int4kv": dict(color="black", linewidth=2.2, zorder=3), "int4kv_growin
 
 def panels(groups: dict, draw, ylabel: str, file) -> None:
     """A panel per group, drawn by draw(axis, rows), beside each other with one legend."""
+    if not groups:
+        raise ValueError("rows have nothing to draw; accepted: for quantize.py, results with more than one token")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -62,7 +64,7 @@ def quantize(rows: list[dict], file) -> None:
         lines(axis, [row | dict(ms={"int4kv": row["int4kv_ms"], "memcpy": row["memcpy_ms"]}) for row in mine], "tokens", "ms")
         axis.set(yscale="log", xlabel="tokens")
 
-    panels(grouped(rows, lambda row: row["layout"]), draw, "ms per layer (K and V), cold caches", file)
+    panels(grouped([row for row in rows if row["tokens"] > 1], lambda row: f"{row['layout']}, {row['dtype']}"), draw, "ms per layer (K and V), cold caches", file)
 
 
 def generate(rows: list[dict], file) -> None:
@@ -88,12 +90,10 @@ def memory(rows: list[dict], file) -> None:
     panels(grouped(phases, lambda row: row["phase"]), draw, "peak above the loaded model, MiB", file)
 
 
-def kind_of(row: dict):
-    """The plot that a row's keys ask for."""
-    for key, draw in (("baselines_ms", attend), ("memcpy_ms", quantize), ("prefix", generate), ("contender", memory)):
-        if key in row:
-            return draw
-    raise ValueError(f"rows have the keys {sorted(row)}; accepted: results of attend.py, quantize.py, generate.py and memory.py")
+def draw(rows: list[dict], file) -> None:
+    """The plot of these results, by the benchmark that they name."""
+    kinds = dict(attend=attend, quantize=quantize, generate=generate, memory=memory)
+    kinds[rows[0]["benchmark"]](rows, file)
 
 
 def main():
@@ -101,8 +101,7 @@ def main():
     parser.add_argument("results", type=Path)
     parser.add_argument("file", type=Path, help="where to draw, .png or .svg")
     arguments = parser.parse_args()
-    rows = json.loads(arguments.results.read_text())
-    kind_of(rows[0])(rows, arguments.file)
+    draw(json.loads(arguments.results.read_text()), arguments.file)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,14 @@ More tokens (prefill): one cold call against a copy of the same keys and values,
 """
 
 import argparse
-import json
 from functools import partial
-from pathlib import Path
 
 import timing  # before torch: it pins the threads
-import plots
+import results
 import torch
 from attend import stored_chunk
 from baselines import DTYPES
 from machine import about
-from rich.console import Console
-from rich.table import Table
 from shapes import DEFAULT, parse_layout
 
 import int4kv
@@ -83,16 +79,6 @@ def copy_both(targets, sources) -> None:
         target.copy_(source)
 
 
-def table_of(rows: list[dict], facts: dict) -> Table:
-    """One line per row; what a kind of row does not have stays empty."""
-    columns = dict(layout="", tokens="", batch="", dtype="", call_us=".2f", empty_call_us=".2f", kernel_us=".2f", int4kv_ms=".4g",
-                   memcpy_ms=".4g", share_of_memcpy=".2f", ns_per_row=".1f", input_gb_s=".2f")
-    table = Table(*columns, title=f"quantize_kv, {facts['device_name']}, {facts['threads']} threads")
-    for row in rows:
-        table.add_row(*(format(row[name], form) if name in row else "" for name, form in columns.items()))
-    return table
-
-
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layout", type=parse_layout, nargs="+", default=DEFAULT, help="like 12q2kv128, or a model's name")
@@ -104,11 +90,11 @@ def parse():
     parser.add_argument("--device", choices=("cpu", "mps", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, help="of torch; default: torch's own choice")
     parser.add_argument("--rounds", type=int, default=timing.ROUNDS)
-    parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--plot", type=Path, help="draw prefill here")
+    results.add_options(parser)
     return parser.parse_args()
 
 
+@torch.inference_mode()
 def main():
     arguments = parse()
     if arguments.threads:
@@ -117,17 +103,12 @@ def main():
     clock, facts, rows = timing.clock_for(arguments.device), about(arguments.device), []
     names = arguments.dtype or (["fp32", "bf16"] if arguments.device == "cpu" else ["fp16"])
     for layout, tokens, name in ((x, n, d) for x in arguments.layout for n in arguments.tokens for d in names):
-        shape = dict(device=arguments.device, layout=str(layout), batch=arguments.batch, dtype=name, codebook=config.codebook, bits=config.bits)
+        shape = dict(benchmark="quantize", device=arguments.device, layout=str(layout), batch=arguments.batch, dtype=name, codebook=config.codebook, bits=config.bits)
         shared = (arguments.batch, DTYPES[name], config, clock, arguments)
         found = one_token(layout, *shared) if tokens == 1 else prefill(layout, tokens, *shared)
         rows.append(shape | found | dict(about=facts))
-    Console(width=150).print(table_of(rows, facts))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
-    if arguments.plot:
-        plots.quantize([row for row in rows if "memcpy_ms" in row], arguments.plot)
+    results.finish(rows, arguments)
 
 
 if __name__ == "__main__":
-    with torch.inference_mode():
-        main()
+    main()

@@ -1,6 +1,7 @@
 """Head layouts of the models that the benchmarks are about."""
 
 import re
+from argparse import ArgumentTypeError  # its text, unlike a ValueError's, reaches the user
 from typing import NamedTuple
 
 
@@ -42,13 +43,13 @@ KEYS = (128, 512, 1024, 4096, 16384, 65536, 131072)
 
 
 def parse_layout(name: str) -> Layout:
-    """'12q2kv128' or a model's name -> Layout. Raises ValueError, naming what is accepted."""
+    """'12q2kv128' or a model's name -> Layout. Raises argparse's error, naming what is accepted."""
     if name in MODELS:
         return MODELS[name]
     match = re.fullmatch(r"(\d+)q(\d+)kv(\d+)", name)
     layout = Layout(*map(int, match.groups())) if match else None
     if layout is None or 0 in layout or layout.heads % layout.kv_heads:
-        raise ValueError(f"layout is {name!r}; accepted: like 12q2kv128, with whole groups, or {', '.join(MODELS)}")
+        raise ArgumentTypeError(f"layout is {name!r}; accepted: like 12q2kv128, with whole groups, or {', '.join(MODELS)}")
     return layout
 
 

@@ -3,7 +3,7 @@
     warm-up    every contender in turn, at least twice, until WARM_UP_S of wall-clock time have passed
     round 1    a  b  c      one sample of each; the caches are flushed, or the inputs cycled past them, before every call
     round 2    c  b  a      the order reversed every other round
-    ...                     a contender SLOW times slower than the best in the warm-up takes part in FEW rounds
+    ...                     a contender SLOW times slower than the second best in the warm-up takes part in FEW rounds
 
 A sample is one cold call, in milliseconds, as a decode step would make it: the step reads all weights between two calls of a
 layer's attention, so nothing of the cache is left in L2 or L3.
@@ -24,7 +24,7 @@ if "torch" not in sys.modules:
 
 import torch
 
-ROUNDS, FEW, SLOW = 25, 3, 4.0
+ROUNDS, FEW, SLOW = 25, 5, 4.0
 WARM_UP_S = 0.3
 FLUSH_FACTOR, LEAST_FLUSH = 3, 96 * 2**20
 CYCLE_BYTES, MOST_COPIES = 192 * 2**20, 512
@@ -146,16 +146,20 @@ def warm_up(timers: dict, seconds: float = WARM_UP_S) -> dict[str, float]:
     best, begin, passes = dict.fromkeys(timers, float("inf")), time.perf_counter(), 0
     while passes < 2 or time.perf_counter() - begin < seconds:
         for name, sample in timers.items():
-            if passes < 2 or best[name] <= SLOW * min(best.values()):
+            if passes < 2 or best[name] <= slow_from(best):
                 best[name] = min(best[name], sample())
         passes += 1
     return best
 
 
+def slow_from(best: dict[str, float]) -> float:
+    """Milliseconds from which a contender has lost: SLOW times the second best, so that the best two, which make a ratio, never have."""
+    return SLOW * sorted(best.values())[:2][-1]
+
+
 def rounds_for(best: dict[str, float], rounds: int, few: int = FEW) -> dict[str, int]:
     """Rounds of each contender: all, or a few for one that has lost already."""
-    limit = SLOW * min(best.values())
-    return {name: rounds if ms <= limit else min(few, rounds) for name, ms in best.items()}
+    return {name: rounds if ms <= slow_from(best) else min(few, rounds) for name, ms in best.items()}
 
 
 def schedule(rounds: dict[str, int]) -> list[list[str]]:
