@@ -8,9 +8,10 @@ the peak is read and reset, STEPS tokens are decoded, the peak is read again. Pe
 On Linux the processes run with glibc's malloc told to return what is freed (RETURNING): by default it keeps up to some hundred MiB of freed
 activations, more or less by chance, and what a cache holds is lost in that. --allocator default measures so nevertheless.
 
-    cpu, mps   resident memory: VmHWM of /proc/self/status, reset through /proc/self/clear_refs; elsewhere ru_maxrss, which cannot be
-               reset, so that the peak of decoding is that of both
-    cuda       torch.cuda.max_memory_allocated
+    cpu    resident memory: VmHWM of /proc/self/status, reset through /proc/self/clear_refs; where there is no /proc ru_maxrss, which
+           cannot be reset, so that the peak of decoding is that of both
+    mps    torch.mps.driver_allocated_memory: the driver keeps what it got, up to the peak, until its cache is emptied
+    cuda   torch.cuda.max_memory_allocated
 """
 
 import argparse
@@ -46,11 +47,15 @@ def resident(field: str) -> int:
 
 def held(device: str) -> int:
     """Bytes in use now."""
+    if device == "mps":
+        return torch.mps.current_allocated_memory()
     return torch.cuda.memory_allocated() if device == "cuda" else resident("VmRSS")
 
 
 def peak(device: str) -> int:
     """Highest use since the last reset_peak."""
+    if device == "mps":
+        return torch.mps.driver_allocated_memory()
     return torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
 
 
@@ -59,6 +64,8 @@ def reset_peak(device: str) -> None:
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    elif device == "mps":
+        torch.mps.empty_cache()
     elif CLEAR.exists():
         CLEAR.write_text("5")
 
