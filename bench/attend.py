@@ -1,83 +1,136 @@
-"""One decode step of attention: torch.ops.int4kv.attend against torch's SDPA on fp16, bf16 and fp32 keys and values.
+"""One decode step of attention: torch.ops.int4kv.attend as the cache calls it, against torch's SDPA on preallocated fp keys and values.
 
-    OMP_PROC_BIND=true python bench/attend.py --json bench/results/attend-cpu.json
+    python bench/attend.py --json bench/results/attend-cpu.json --plot bench/results/attend-cpu.png
+    python bench/attend.py --layout 12q2kv128 --keys 4096 --batch 1
 
-Every contender runs in turn, with the caches flushed before each call as a real step's weights would do; medians and the
-10th to 90th percentile of 25 rounds. Two forms of SDPA: enable_gqa=True, and q viewed as [batch, kv_heads, group, head_dim],
-which is the same maths and faster. The ratio is against the best of all six.
+A row of the JSON is one cell: medians in milliseconds (their spread apart), the ratio to the fastest SDPA of all and to the fastest with
+enable_gqa=True, what the packed cache has in bytes, and the floors that the machine sets, measured in the same run. bench/README.md
+says how it is timed.
 """
 
 import argparse
-import json
-import time
+import sys
+from functools import partial
 
+import timing  # before torch: it pins the threads
+import results
 import torch
-from machine import facts
-from torch.nn.functional import scaled_dot_product_attention as sdpa
+from baselines import DTYPES, gqa_names, sdpa_contenders
+from machine import about
+from shapes import DEFAULT, KEYS, parse_layout
+from torch.utils._pytree import tree_map_only
 
+import int4kv
 from int4kv import ops
-from int4kv.rotation import hadamard_signs
-
-SHAPES = {"Qwen2.5-1.5B": (12, 2, 128), "Qwen2.5-7B": (28, 4, 128), "Gemma-3 1B": (4, 1, 256)}
-CONTEXTS = (1024, 4096, 16384, 65536)
-ROUNDS = 25
-FLUSH = torch.zeros(64 * 2**20 // 4)
+from int4kv.layer import Int4Layer
+from int4kv.side import K, V
 
 
-def packed_call(q, k, v, kv_heads, head_dim, tokens):
-    sides = []
-    for _ in range(2):
-        sides += [torch.zeros(1, kv_heads, tokens, head_dim // 2, dtype=torch.uint8), torch.zeros(1, kv_heads, tokens, 1, dtype=torch.float16)]
-    signs = hadamard_signs(head_dim)
-    recipe = dict(k_rotation=signs, v_rotation=signs, codebook="lloyd")
-    ops.quantize_kv(k, v, *sides, 0, **recipe)
-    return lambda: ops.attend(q, *sides, 0, tokens, head_dim**-0.5, **recipe)
+def stored_chunk(k, v, config):
+    """What a cache layer hands to attention after these keys and values, the last of them a decode step's."""
+    layer = Int4Layer(config)
+    layer.expected_length = k.shape[2]
+    layer.update(k[:, :, :-1], v[:, :, :-1])
+    return layer.update(k[:, :, -1:], v[:, :, -1:])[0]
 
 
-def contenders(heads, kv_heads, head_dim, tokens):
-    q = torch.randn(1, heads, 1, head_dim)
-    k, v = (torch.randn(1, kv_heads, tokens, head_dim) for _ in range(2))
-    calls = {"int4kv": packed_call(q, k, v, kv_heads, head_dim, tokens)}
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        x, y, z = (t.to(dtype) for t in (q, k, v))
-        grouped = x.view(1, kv_heads, heads // kv_heads, head_dim)
-        name = str(dtype).removeprefix("torch.")
-        calls[f"sdpa gqa {name}"] = lambda x=x, y=y, z=z: sdpa(x, y, z, enable_gqa=True)
-        calls[f"sdpa grouped {name}"] = lambda x=grouped, y=y, z=z: sdpa(x, y, z)
+def attend_arguments(q, chunk) -> tuple[list, dict]:
+    """Those that int4kv's attention function gives to the op for a decode step without a mask."""
+    layer, recent = chunk.layer, chunk.recent
+    named = dict(k_rotation=layer.sides[K].rotation.read, v_rotation=layer.sides[V].rotation.read, codebook=layer.config.codebook)
+    if recent is not None:
+        named |= dict(k_recent=recent.tensors[K], v_recent=recent.tensors[V], recent_start=recent.start, recent_window=chunk.recent_window)
+    return [q, *chunk.codes.tensors, chunk.start, chunk.end, q.shape[-1] ** -0.5], named
+
+
+def packed_bytes(chunk) -> int:
+    """Codes and scales of all keys, and the exact rows that a query reads."""
+    rows = sum(t[:, :, : chunk.end].nbytes for t in chunk.codes.tensors)
+    window = 0 if chunk.recent is None else min(chunk.recent_window, chunk.end)
+    return rows + sum(t[:, :, :window].nbytes for t in chunk.recent.tensors) if window else rows
+
+
+def packed_contender(q, chunk, clock) -> list:
+    """Calls of the op on as many copies of its inputs as the clock cycles through."""
+    positional, named = attend_arguments(q, chunk)
+    calls = [partial(ops.attend, *positional, **named)]
+    for _ in range(clock.copies(packed_bytes(chunk)) - 1):
+        copied = tree_map_only(torch.Tensor, torch.clone, (positional, named))
+        calls.append(partial(ops.attend, *copied[0], **copied[1]))
     return calls
 
 
-def measure(calls):
-    times = {name: [] for name in calls}
-    for _ in range(ROUNDS + 2):
-        for name, call in calls.items():
-            FLUSH.add_(1.0)
-            begin = time.perf_counter()
-            call()
-            times[name].append(1e3 * (time.perf_counter() - begin))
-    ordered = {name: sorted(t[2:]) for name, t in times.items()}
-    return {name: dict(median=t[ROUNDS // 2], p10=t[ROUNDS // 10], p90=t[-1 - ROUNDS // 10]) for name, t in ordered.items()}
+def inputs(layout, keys: int, batch: int, device: str) -> list[torch.Tensor]:
+    """q [batch, heads, 1, head_dim], k and v [batch, kv_heads, keys, head_dim]: standard normal, the same every time."""
+    torch.manual_seed(0)
+    shapes = ((batch, layout.heads, 1), (batch, layout.kv_heads, keys), (batch, layout.kv_heads, keys))
+    return [torch.randn(*shape, layout.head_dim, device=device, dtype=torch.float32 if device == "cpu" else torch.float16) for shape in shapes]
 
 
-def main():
+def cell(layout, keys: int, batch: int, config, clock, arguments, floors: dict) -> dict:
+    """One row of the result."""
+    q, k, v = inputs(layout, keys, batch, arguments.device)
+    chunk = stored_chunk(k, v, config)
+    contenders = {"int4kv": packed_contender(q.to(DTYPES[arguments.dtype]), chunk, clock)} | sdpa_contenders(q, k, v, clock)
+    found = timing.measure({name: clock.timer(calls) for name, calls in contenders.items()}, arguments.rounds)
+    shape = dict(benchmark="attend", device=arguments.device, layout=str(layout), keys=keys, batch=batch, codebook=config.codebook, bits=config.bits,
+                 recent=config.recent, q_dtype=arguments.dtype)
+    return shape | ratios(found) | roofline(packed_bytes(chunk), layout.flops(keys, batch), found["int4kv"]["median"], floors)
+
+
+def ratios(found: dict) -> dict:
+    """Times apart from their spread, and what follows from them."""
+    medians = {name: spread["median"] for name, spread in found.items()}
+    ours = medians.pop("int4kv")
+    best = min(medians, key=medians.get)
+    gqa = min(medians[name] for name in gqa_names(medians))
+    return dict(int4kv_ms=ours, baselines_ms=medians, best=best, speedup_over_best=medians[best] / ours, speedup_over_gqa=gqa / ours,
+                spread={name: [s["p10"], s["p90"]] for name, s in found.items()}, rounds={name: s["rounds"] for name, s in found.items()},
+                reruns=found["int4kv"]["reruns"], stalled=[name for name, s in found.items() if s["stalled"]])
+
+
+def roofline(nbytes: int, flops: int, ms: float, floors: dict) -> dict:
+    """Bytes and operations of the packed call, and the milliseconds under which the machine's memory and arithmetic do not let it."""
+    bytes_ms, flops_ms = nbytes / floors["read_gb_s"] / 1e6, flops / floors["gflop_s"] / 1e6
+    return dict(packed_bytes=nbytes, packed_gb_s=nbytes / ms / 1e6, share_of_read_bandwidth=bytes_ms / ms, flops=flops,
+                bytes_floor_ms=bytes_ms, flops_floor_ms=flops_ms, **floors)
+
+
+def measured_floors(device: str) -> dict:
+    """Read bandwidth, and the rate of a matrix product in the dtype that a kernel here would use at best."""
+    return dict(read_gb_s=timing.read_bandwidth(device),
+                gflop_s=timing.arithmetic_rate(device, torch.float32 if device == "cpu" else torch.float16))
+
+
+def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", help="write the results here")
-    parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
-    arguments = parser.parse_args()
-    results = dict(facts(), command="OMP_PROC_BIND=true python bench/attend.py", unit="ms", rows=[])
-    print(f"{'shape':14} {'tokens':>6} {'int4kv ms':>20} {'best SDPA ms':>34} {'ratio':>6}")
-    for shape, sizes in SHAPES.items():
-        for tokens in arguments.contexts:
-            times = measure(contenders(*sizes, tokens))
-            best = min((name for name in times if name != "int4kv"), key=lambda name: times[name]["median"])
-            ours, theirs = times["int4kv"], times[best]
-            ratio = theirs["median"] / ours["median"]
-            results["rows"].append(dict(shape=shape, tokens=tokens, best=best, ratio=ratio, times=times))
-            show = lambda t: f"{t['median']:.3f} ({t['p10']:.3f}-{t['p90']:.3f})"  # noqa: E731
-            print(f"{shape:14} {tokens:>6} {show(ours):>20} {best.removeprefix('sdpa '):>12} {show(theirs):>21} {ratio:>6.2f}", flush=True)
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(results, file, indent=1)
+    parser.add_argument("--layout", type=parse_layout, nargs="+", default=DEFAULT, help="like 12q2kv128, or a model's name")
+    parser.add_argument("--keys", type=int, nargs="+", default=KEYS)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser.add_argument("--codebook", choices=("lloyd", "uniform", "absmax", "asymmetric"), default="lloyd")
+    parser.add_argument("--bits", type=int, choices=(3, 4, 5, 8), default=4)
+    parser.add_argument("--recent", type=int, default=32, help="newest tokens read exactly")
+    parser.add_argument("--device", choices=("cpu", "mps", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, help="of int4kv's q; default: fp32 on the CPU, else fp16")
+    parser.add_argument("--threads", type=int, help="of torch; default: torch's own choice")
+    parser.add_argument("--rounds", type=int, default=timing.ROUNDS)
+    results.add_options(parser)
+    return parser.parse_args()
+
+
+@torch.inference_mode()
+def main():
+    arguments = parse()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    arguments.dtype = arguments.dtype or ("fp32" if arguments.device == "cpu" else "fp16")
+    config = int4kv.Int4KVConfig(codebook=arguments.codebook, bits=arguments.bits, recent=arguments.recent)
+    clock, floors, facts = timing.clock_for(arguments.device), measured_floors(arguments.device), about(arguments.device)
+    rows = []
+    for layout, batch, keys in ((x, b, n) for x in arguments.layout for b in arguments.batch for n in arguments.keys):
+        rows.append(cell(layout, keys, batch, config, clock, arguments, floors) | dict(about=facts))
+        print(f"{layout} {keys} keys, batch {batch}: {rows[-1]['int4kv_ms']:.4g} ms, {rows[-1]['speedup_over_best']:.2f}x", file=sys.stderr)
+    results.finish(rows, arguments)
 
 
 if __name__ == "__main__":
