@@ -3,7 +3,9 @@
 #include <torch/version.h>
 
 #include <string>
+#include <vector>
 
+#include "cpu/kernels.h"
 #include "format.h"
 
 namespace py = pybind11;
@@ -33,9 +35,17 @@ py::dict build_info() {
   return info;
 }
 
+std::vector<std::string> cpu_kernels() {
+  std::vector<std::string> names;
+  for (auto set = int4kv::available_kernels(); *set; ++set) names.emplace_back((*set)->name);
+  return names;
+}
+
 } // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Build and backend facts of int4kv; importing it registers torch.ops.int4kv.*";
   m.def("build_info", &build_info, "torch and compiler versions this library was built with, and its backends");
+  m.def("cpu_kernels", &cpu_kernels, "names of the CPU kernels that this processor can run, best first");
+  m.def("use_cpu_kernels", [](const std::string& name) { int4kv::use_kernels(name.c_str()); }, "use these from now on");
 }

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 // From here on, so that no inline function of a standard header is compiled for more than every processor has.
 #if defined(__clang__)
@@ -12,13 +13,18 @@
 #endif
 #include <immintrin.h>
 
+#include "../format.h"
 #include "kernels.h"
 
 namespace int4kv::avx2 {
 
 #include "simd/avx2.h"
+#include "kernels/row.h"
 
-extern const Kernels kKernels = {"avx2"};
+extern const Kernels kKernels = {
+    "avx2",
+    load_row, store_row, rotate, unrotate, multiply, multiply_transposed, encode, decode,
+};
 
 } // namespace int4kv::avx2
 #if defined(__clang__)

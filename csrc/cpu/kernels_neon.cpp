@@ -3,16 +3,22 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include <arm_neon.h>
 
+#include "../format.h"
 #include "kernels.h"
 
 namespace int4kv::neon {
 
 #include "simd/neon.h"
+#include "kernels/row.h"
 
-extern const Kernels kKernels = {"neon"};
+extern const Kernels kKernels = {
+    "neon",
+    load_row, store_row, rotate, unrotate, multiply, multiply_transposed, encode, decode,
+};
 
 } // namespace int4kv::neon
 #endif

@@ -2,13 +2,19 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
+#include "../format.h"
 #include "kernels.h"
 
 namespace int4kv::portable {
 
 #include "simd/portable.h"
+#include "kernels/row.h"
 
-extern const Kernels kKernels = {"portable"};
+extern const Kernels kKernels = {
+    "portable",
+    load_row, store_row, rotate, unrotate, multiply, multiply_transposed, encode, decode,
+};
 
 } // namespace int4kv::portable

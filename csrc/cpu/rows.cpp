@@ -1,42 +1,22 @@
 #include "rows.h"
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-
-#include "codebook.h"
-#include "planes.h"
+#include "kernels.h"
 
 namespace int4kv {
 namespace {
 
-template <typename T>
-void load(const char* row, int64_t stride, int64_t n, float* out) {
-  if (stride == static_cast<int64_t>(sizeof(T))) {
-    for (int64_t c = 0; c < n; ++c) out[c] = static_cast<float>(reinterpret_cast<const T*>(row)[c]);
-  } else {
-    for (int64_t c = 0; c < n; ++c) out[c] = static_cast<float>(*reinterpret_cast<const T*>(row + c * stride));
-  }
-}
-
-template <typename T>
-void store(char* row, int64_t stride, int64_t n, const float* values) {
-  for (int64_t c = 0; c < n; ++c) *reinterpret_cast<T*>(row + c * stride) = static_cast<T>(values[c]);
+Number number_of(at::ScalarType type) {
+  return type == at::kFloat ? Number::kFloat32 : type == at::kHalf ? Number::kFloat16 : Number::kBfloat16;
 }
 
 } // namespace
 
-void load_row(const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t head_dim, float* out) {
-  const char* row = rows.row(b, h, slot);
-  if (rows.type == at::kFloat) return load<float>(row, rows.channel, head_dim, out);
-  if (rows.type == at::kHalf) return load<c10::Half>(row, rows.channel, head_dim, out);
-  load<c10::BFloat16>(row, rows.channel, head_dim, out);
+void load_row(const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t head_dim, float* out, const float* centre) {
+  kernels().load_row(rows.row(b, h, slot), rows.channel, number_of(rows.type), head_dim, centre, out);
 }
 
-void store_row(const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t head_dim, const float* values) {
-  char* row = rows.row(b, h, slot);
-  if (rows.type == at::kFloat) return store<float>(row, rows.channel, head_dim, values);
-  if (rows.type == at::kHalf) return store<c10::Half>(row, rows.channel, head_dim, values);
-  store<c10::BFloat16>(row, rows.channel, head_dim, values);
+void store_row(const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t head_dim, const float* values, const float* centre) {
+  kernels().store_row(values, centre, head_dim, number_of(rows.type), rows.channel, rows.row(b, h, slot));
 }
 
 Source::Source(const at::Tensor& codes_, const at::Tensor& scales_, int64_t head_dim, int codebook_)
@@ -55,14 +35,11 @@ void Source::decode(int64_t b, int64_t h, int64_t first, int64_t count, int64_t 
 }
 
 void Source::decode_row(int64_t b, int64_t h, int64_t slot, int64_t head_dim, float* out) const {
-  uint8_t code[INT4KV_MAX_HEAD_DIM];
-  unpack(reinterpret_cast<const uint8_t*>(codes.row(b, h, slot)), head_dim, bits, code);
-  const int64_t group_size = head_dim / groups, each = scales_per_group(codebook);
-  for (int64_t g = 0; g < groups; ++g) {
-    const float scale = scales->at<c10::Half>(b, h, slot, each * g);
-    const float minimum = each > 1 ? static_cast<float>(scales->at<c10::Half>(b, h, slot, each * g + 1)) : 0.0f;
-    int4kv::decode(code + g * group_size, group_size, bits, codebook, {scale, minimum}, out + g * group_size);
-  }
+  const int64_t stored = groups * scales_per_group(codebook);
+  uint16_t scale[2 * INT4KV_MAX_HEAD_DIM / INT4KV_UNIT];
+  for (int64_t i = 0; i < stored; ++i) scale[i] = scales->at<uint16_t>(b, h, slot, i);
+  const Packing by{head_dim, head_dim / groups, static_cast<int>(bits), codebook};
+  kernels().decode(reinterpret_cast<const uint8_t*>(codes.row(b, h, slot)), scale, by, out);
 }
 
 } // namespace int4kv

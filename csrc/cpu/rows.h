@@ -42,9 +42,10 @@ struct Rows {
   }
 };
 
-// float32 <- row of any dtype, and back (rounded to nearest even).
-void load_row(const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t head_dim, float* out);
-void store_row(const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t head_dim, const float* values);
+// float32 <- row of any dtype minus the centre [head_dim], and back (rounded to nearest even) plus the centre; none if null.
+void load_row(const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t head_dim, float* out, const float* centre = nullptr);
+void store_row(
+    const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t head_dim, const float* values, const float* centre = nullptr);
 
 // Where keys or values come from: packed codes with scales, or plain rows (no scales). Token t is in slot t % capacity.
 struct Source {

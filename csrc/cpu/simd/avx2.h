@@ -25,6 +25,23 @@ inline Floats halves_to_floats(const uint16_t* x) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
 }
 
+inline void store_halves(uint16_t* to, Floats x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
+inline Ints load_shorts(const uint16_t* x) {
+  return (Ints)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+}
+
+inline void store_shorts(uint16_t* to, Ints x) {
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)x, (__m256i)x), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
+}
+
+inline Ints load_bytes(const uint8_t* x) {
+  return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x)));
+}
+
 inline __m128i load_unit(const uint8_t* row, int64_t at) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + at));
 }

@@ -25,6 +25,22 @@ inline Floats halves_to_floats(const uint16_t* x) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
 }
 
+inline void store_halves(uint16_t* to, Floats x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+inline Ints load_shorts(const uint16_t* x) {
+  return (Ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+}
+
+inline void store_shorts(uint16_t* to, Ints x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16((__m512i)x));
+}
+
+inline Ints load_bytes(const uint8_t* x) {
+  return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+}
+
 inline __m128i load_unit(const uint8_t* row, int64_t at) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + at));
 }

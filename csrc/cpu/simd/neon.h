@@ -26,6 +26,24 @@ inline Floats halves_to_floats(const uint16_t* x) {
   return (Floats)vcvt_f32_f16((float16x4_t)vld1_u16(x));
 }
 
+inline void store_halves(uint16_t* to, Floats x) {
+  vst1_u16(to, (uint16x4_t)vcvt_f16_f32((float32x4_t)x));
+}
+
+inline Ints load_shorts(const uint16_t* x) {
+  return (Ints)vmovl_u16(vld1_u16(x));
+}
+
+inline void store_shorts(uint16_t* to, Ints x) {
+  vst1_u16(to, vmovn_u32((uint32x4_t)x));
+}
+
+inline Ints load_bytes(const uint8_t* x) {
+  uint32_t four;
+  std::memcpy(&four, x, 4);
+  return (Ints)vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four))));
+}
+
 inline void transpose(const uint8_t* const* rows, int64_t at, Ints* out) {
   uint32x4_t x[4];
   for (int i = 0; i < 4; ++i) x[i] = vreinterpretq_u32_u8(vld1q_u8(rows[i] + at));
