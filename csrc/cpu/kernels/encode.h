@@ -7,8 +7,7 @@ inline float largest_of(const float* x, int64_t n) {
     const Ints magnitude = bits_of(load(x + c)) & INT32_MAX;
     largest = magnitude > largest ? magnitude : largest;
   }
-  int32_t most = 0;
-  for (int i = 0; i < kLanes; ++i) most = largest[i] > most ? largest[i] : most;
+  const int32_t most = largest_lane(largest);
   float value;
   std::memcpy(&value, &most, 4);
   return value;

@@ -14,10 +14,6 @@ inline Ints floor_between(Floats x, int32_t least, int32_t most) {
   return code > most ? splat(most) : code;
 }
 
-inline void store_codes(uint8_t* to, Ints codes) {
-  for (int i = 0; i < kLanes; ++i) to[i] = static_cast<uint8_t>(codes[i]);
-}
-
 inline GroupScale encode_uniform(const float* x, int64_t n, int bits, float largest, uint8_t* codes) {
   const int32_t top = (1 << bits) - 1;
   const float inverse = inverse_of(largest * (INT4KV_CLIP(bits) / (top / 2.0f)), largest), offset = static_cast<float>(1 << (bits - 1));
@@ -29,7 +25,7 @@ inline GroupScale encode_uniform(const float* x, int64_t n, int bits, float larg
       const Ints code = floor_between(y * inverse + offset, 0, top), odd = 2 * code - top;
       products.lanes[i] += y * to_floats(odd);
       squares += odd * odd;
-      store_codes(codes + c + i * kLanes, code);
+      store_bytes(codes + c + i * kLanes, code);
     }
   }
   return {inverse == 0.0f ? 0.0f : 2.0f * products.total() / static_cast<float>(sum(squares)), 0.0f};
@@ -38,7 +34,7 @@ inline GroupScale encode_uniform(const float* x, int64_t n, int bits, float larg
 inline GroupScale encode_absmax(const float* x, int64_t n, int bits, float largest, uint8_t* codes) {
   const int32_t half = 1 << (bits - 1);
   const float step = largest / static_cast<float>(half - 1), inverse = inverse_of(step, largest), offset = static_cast<float>(half) + 0.5f;
-  for (int64_t c = 0; c < n; c += kLanes) store_codes(codes + c, floor_between(load(x + c) * inverse + offset, 1, 2 * half - 1));
+  for (int64_t c = 0; c < n; c += kLanes) store_bytes(codes + c, floor_between(load(x + c) * inverse + offset, 1, 2 * half - 1));
   return {inverse == 0.0f ? 0.0f : step, 0.0f};
 }
 
@@ -52,6 +48,6 @@ inline GroupScale encode_asymmetric(const float* x, int64_t n, int bits, uint8_t
   const int32_t top = (1 << bits) - 1;
   const float minimum = smallest_lane(low) + 0.0f, range = largest_lane(high) - minimum;
   const float step = range / static_cast<float>(top), inverse = inverse_of(step, range);
-  for (int64_t c = 0; c < n; c += kLanes) store_codes(codes + c, floor_between((load(x + c) - minimum) * inverse + 0.5f, 0, top));
+  for (int64_t c = 0; c < n; c += kLanes) store_bytes(codes + c, floor_between((load(x + c) - minimum) * inverse + 0.5f, 0, top));
   return {inverse == 0.0f ? 0.0f : step, minimum};
 }

@@ -1,17 +1,17 @@
 // Work between the lanes of a vector, in the format's order.
-template <int kApart, int... kLane>
-inline Floats exchange(Floats x, std::integer_sequence<int, kLane...>) {
+template <int kApart, typename Vector, int... kLane>
+inline Vector exchange(Vector x, std::integer_sequence<int, kLane...>) {
   return __builtin_shufflevector(x, x, (kLane ^ kApart)...);
 }
 
 // Lane i gets lane i ^ kApart.
-template <int kApart>
-inline Floats exchange(Floats x) {
+template <int kApart, typename Vector>
+inline Vector exchange(Vector x) {
   return exchange<kApart>(x, std::make_integer_sequence<int, kLanes>());
 }
 
-template <int kApart = kLanes / 2, typename Operation>
-inline float fold(Floats x, Operation operation) {
+template <int kApart = kLanes / 2, typename Vector, typename Operation>
+inline auto fold(Vector x, Operation operation) {
   x = operation(x, exchange<kApart>(x));
   if constexpr (kApart > 1) {
     return fold<kApart / 2>(x, operation);
@@ -20,8 +20,9 @@ inline float fold(Floats x, Operation operation) {
   }
 }
 
-inline float largest_lane(Floats x) {
-  return fold(x, [](Floats a, Floats b) { return a > b ? a : b; });
+template <typename Vector>
+inline auto largest_lane(Vector x) {
+  return fold(x, [](Vector a, Vector b) { return a > b ? a : b; });
 }
 
 inline float smallest_lane(Floats x) {

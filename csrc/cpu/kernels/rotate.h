@@ -3,11 +3,10 @@
 // Butterflies below kLanes apart exchange lanes, wider ones pair whole vectors. The first kSums vectors of a block go through all of their
 // butterflies in registers; what is left of a larger block is a second pass over vectors kSums apart.
 
-// In lanes i and i ^ kApart, a below and b above: a + b below, a - b above.
+// In lanes i and i ^ kApart, a below and b above: a + b below, a - b above. A product with 1 or -1 is exact, fused or not.
 template <int kApart>
 inline Floats butterfly(Floats x) {
-  const Ints above = (lane_numbers() & kApart) != 0;
-  return exchange<kApart>(x) + from_bits(bits_of(x) ^ (above & INT32_MIN));
+  return fma(x, to_floats(1 + 2 * ((lane_numbers() & kApart) != 0)), exchange<kApart>(x));
 }
 
 inline Floats butterflies_within(Floats x, int64_t block) {
@@ -33,46 +32,51 @@ inline void butterflies_between(Floats* x) {
 }
 
 // kCount vectors side by side, a whole block or the start of one.
-template <int kCount>
-inline void first_butterflies(float* x) {
+template <int kCount, typename Before>
+inline void first_butterflies(float* row, int64_t c, Before before) {
   Floats y[kCount];
 #pragma GCC unroll 16
-  for (int i = 0; i < kCount; ++i) y[i] = butterflies_within(load(x + i * kLanes), kLanes);
+  for (int i = 0; i < kCount; ++i) y[i] = butterflies_within(before(load(row + c + i * kLanes), c + i * kLanes), kLanes);
   butterflies_between<kCount>(y);
 #pragma GCC unroll 16
-  for (int i = 0; i < kCount; ++i) store(x + i * kLanes, y[i]);
+  for (int i = 0; i < kCount; ++i) store(row + c + i * kLanes, y[i]);
 }
 
+// kCount vectors kSums apart, for each of kSums.
 template <int kCount>
 inline void last_butterflies(float* x) {
   for (int64_t c = 0; c < kSums * kLanes; c += kLanes) {
     Floats y[kCount];
+#pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i) y[i] = load(x + c + i * kSums * kLanes);
     butterflies_between<kCount>(y);
+#pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i) store(x + c + i * kSums * kLanes, y[i]);
   }
 }
 
-template <int kCount>
-void butterflies(float* row, int64_t head_dim) {
+template <int kCount, typename Before>
+void butterflies(float* row, int64_t head_dim, Before before) {
   constexpr int kFirst = kCount < kSums ? kCount : kSums;
-  for (int64_t c = 0; c < head_dim; c += kFirst * kLanes) first_butterflies<kFirst>(row + c);
+  for (int64_t c = 0; c < head_dim; c += kFirst * kLanes) first_butterflies<kFirst>(row, c, before);
   if constexpr (kCount > kFirst) {
     for (int64_t c = 0; c < head_dim; c += kCount * kLanes) last_butterflies<kCount / kFirst>(row + c);
   }
 }
 
-inline void hadamard(float* row, int64_t head_dim, int64_t block) {
+// row = H before(row, channel).
+template <typename Before>
+void hadamard(float* row, int64_t head_dim, int64_t block, Before before) {
   switch (block / kLanes) {
-    case 1: return butterflies<1>(row, head_dim);
-    case 2: return butterflies<2>(row, head_dim);
-    case 4: return butterflies<4>(row, head_dim);
-    case 8: return butterflies<8>(row, head_dim);
-    case 16: return butterflies<16>(row, head_dim);
-    case 32: return butterflies<32>(row, head_dim);
-    case 64: return butterflies<64>(row, head_dim);
+    case 1: return butterflies<1>(row, head_dim, before);
+    case 2: return butterflies<2>(row, head_dim, before);
+    case 4: return butterflies<4>(row, head_dim, before);
+    case 8: return butterflies<8>(row, head_dim, before);
+    case 16: return butterflies<16>(row, head_dim, before);
+    case 32: return butterflies<32>(row, head_dim, before);
+    case 64: return butterflies<64>(row, head_dim, before);
   }
-  for (int64_t c = 0; c < head_dim; c += kLanes) store(row + c, butterflies_within(load(row + c), block));
+  for (int64_t c = 0; c < head_dim; c += kLanes) store(row + c, butterflies_within(before(load(row + c), c), block));
 }
 
 inline float norm_of(int64_t block) {
@@ -80,14 +84,13 @@ inline float norm_of(int64_t block) {
 }
 
 inline void rotate(float* row, int64_t head_dim, int64_t block, const float* signs) {
-  for (int64_t c = 0; c < head_dim; c += kLanes) store(row + c, load(row + c) * load(signs + c));
-  hadamard(row, head_dim, block);
+  hadamard(row, head_dim, block, [signs](Floats x, int64_t c) { return x * load(signs + c); });
   const float norm = norm_of(block);
   for (int64_t c = 0; c < head_dim; c += kLanes) store(row + c, load(row + c) * norm);
 }
 
 inline void unrotate(float* row, int64_t head_dim, int64_t block, const float* signs) {
-  hadamard(row, head_dim, block);
+  hadamard(row, head_dim, block, [](Floats x, int64_t) { return x; });
   const float norm = norm_of(block);
   for (int64_t c = 0; c < head_dim; c += kLanes) store(row + c, load(row + c) * norm * load(signs + c));
 }

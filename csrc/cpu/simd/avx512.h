@@ -41,6 +41,22 @@ inline Ints load_bytes(const uint8_t* x) {
   return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
 }
 
+inline void store_bytes(uint8_t* to, Ints x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)x));
+}
+
+inline Ints gather_bytes(Ints a, Ints b, Ints c, Ints d) {
+  return (Ints)_mm512_packus_epi16(_mm512_packus_epi32((__m512i)a, (__m512i)b), _mm512_packus_epi32((__m512i)c, (__m512i)d));
+}
+
+inline void scatter_bytes(Ints x, Ints* out) {
+  const __m512i low = _mm512_unpacklo_epi8((__m512i)x, (__m512i)Ints{}), high = _mm512_unpackhi_epi8((__m512i)x, (__m512i)Ints{});
+  out[0] = (Ints)_mm512_unpacklo_epi16(low, (__m512i)Ints{});
+  out[1] = (Ints)_mm512_unpackhi_epi16(low, (__m512i)Ints{});
+  out[2] = (Ints)_mm512_unpacklo_epi16(high, (__m512i)Ints{});
+  out[3] = (Ints)_mm512_unpackhi_epi16(high, (__m512i)Ints{});
+}
+
 inline __m128i load_unit(const uint8_t* row, int64_t at) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + at));
 }
