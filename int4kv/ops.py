@@ -27,12 +27,15 @@ def cpu_kernels() -> tuple[str, ...]:
 
     The best are used unless the environment variable INT4KV_CPU names others before the first op. All write the same codes and scales.
     """
-    return tuple(_C.cpu_kernels())
+    return _C.cpu_kernels()
 
 
-def use_cpu_kernels(name: str) -> None:
-    """Run the CPU ops with these kernels from now on. Raises ValueError for a name that is not among cpu_kernels()."""
-    _C.use_cpu_kernels(name)
+def use_cpu_kernels(name: str) -> str:
+    """Run the CPU ops with these kernels from now on. Returns the name of those used so far.
+
+    Raises ValueError for a name that is not among cpu_kernels().
+    """
+    return _C.use_cpu_kernels(name)
 
 
 def backends() -> tuple[str, ...]:

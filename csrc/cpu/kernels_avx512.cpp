@@ -5,6 +5,10 @@
 #include <cstring>
 #include <utility>
 
+// INT4KV_AVX512_EMULATION: a header with these intrinsics for processors that lack them.
+#if defined(INT4KV_AVX512_EMULATION)
+#include INT4KV_AVX512_EMULATION
+#else
 // From here on, so that no inline function of a standard header is compiled for more than every processor has.
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c"))), apply_to = function)
@@ -12,6 +16,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c")
 #endif
 #include <immintrin.h>
+#endif
 
 #include "../format.h"
 #include "kernels.h"
@@ -27,7 +32,7 @@ extern const Kernels kKernels = {
 };
 
 } // namespace int4kv::avx512
-#if defined(__clang__)
+#if defined(__clang__) && !defined(INT4KV_AVX512_EMULATION)
 #pragma clang attribute pop
 #endif
 #endif

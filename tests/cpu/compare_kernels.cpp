@@ -49,9 +49,11 @@ std::vector<float> as_compared(std::vector<float> row) {
 template <typename T>
 void same(const std::vector<T>& a, const std::vector<T>& b, const std::string& what) {
   ++comparisons;
-  if (std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0) return;
-  std::printf("%s and portable differ: %s\n", ours.name, what.c_str());
-  std::exit(1);
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::memcmp(&a[i], &b[i], sizeof(T)) == 0) continue;
+    std::printf("%s and portable differ at %zu, %.9g and %.9g: %s\n", ours.name, i, double(a[i]), double(b[i]), what.c_str());
+    std::exit(1);
+  }
 }
 
 template <typename Run>
