@@ -10,17 +10,18 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 OLDER  := 4.57.6 5.0.0
 
-# Debian packages of the Metal rig and of the cross-compile for macOS
-RIG_PACKAGES := clang-19 libclang-rt-19-dev libgnustep-base-dev libblocksruntime-dev clang-22 lld-22 llvm-22
+# Debian packages of the Metal rig, of the cross-compile for macOS, and of the emulation of other processors
+TEST_PACKAGES := clang-19 libclang-rt-19-dev libgnustep-base-dev libblocksruntime-dev clang-22 lld-22 llvm-22 \
+                 g++-aarch64-linux-gnu qemu-user libsimde-dev
 
-SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/*/*)
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/*/* csrc/*/*/*)
 LINUX := $(filter Linux,$(shell uname -s))
 
-.PHONY: demo test test-older test-mps rig-packages build clean
+.PHONY: demo test test-older test-mps test-packages build clean
 demo: build
 	$(VENV)/bin/int4kv demo
 
-test: $(if $(LINUX),rig-packages) build $(VENV)/.test
+test: $(if $(LINUX),test-packages) build $(VENV)/.test
 	$(PY) -m pytest -n 2 --dist worksteal
 	$(MAKE) --no-print-directory test-mps
 	$(MAKE) --no-print-directory test-older
@@ -28,11 +29,11 @@ test: $(if $(LINUX),rig-packages) build $(VENV)/.test
 test-mps:
 	$(PY) -m pytest -n 2 --dist worksteal --device mps
 
-rig-packages:
-	@missing=""; for p in $(RIG_PACKAGES); do dpkg -s $$p > /dev/null 2>&1 || missing="$$missing $$p"; done; \
+test-packages:
+	@missing=""; for p in $(TEST_PACKAGES); do dpkg -s $$p > /dev/null 2>&1 || missing="$$missing $$p"; done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; \
-	else echo "the Metal rig needs:$$missing; run: sudo apt-get install$$missing"; exit 1; fi
+	else echo "the tests need:$$missing; run: sudo apt-get install$$missing"; exit 1; fi
 
 # The Hugging Face layer again, on the oldest transformers of each major version that is supported.
 test-older: $(OLDER:%=$(VENV)/transformers-%/.done)

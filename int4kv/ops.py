@@ -22,6 +22,22 @@ def build_info() -> dict:
     return _C.build_info()
 
 
+def cpu_kernels() -> tuple[str, ...]:
+    """The CPU kernels that this processor can run, best first: of "avx512", "avx2", "neon" and "portable".
+
+    The best are used unless the environment variable INT4KV_CPU names others before the first op. All write the same codes and scales.
+    """
+    return _C.cpu_kernels()
+
+
+def use_cpu_kernels(name: str) -> str:
+    """Run the CPU ops with these kernels from now on. Returns the name of those used so far.
+
+    Raises ValueError for a name that is not among cpu_kernels().
+    """
+    return _C.use_cpu_kernels(name)
+
+
 def backends() -> tuple[str, ...]:
     """The device types that the ops have kernels for, best first."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key

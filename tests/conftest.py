@@ -6,8 +6,8 @@ import sys
 import pytest
 
 NOT_ABOUT = {"cpu": "mps_only", "mps": "cpu_only"}
-ABOUT_SOURCES = ("test_build.py", "test_macos.py", "test_rig_*.py", "test_metal_kernels.py")  # run once, beside the CPU
-FOR_LINUX = ("test_macos.py", "test_rig_*.py", "test_metal_*.py")  # the rig and what it counts; a Mac has the real device
+ABOUT_SOURCES = ("test_build.py", "test_cpu_emulated.py", "test_macos.py", "test_rig_*.py", "test_metal_kernels.py")  # run once, beside the CPU
+FOR_LINUX = ("test_cpu_emulated.py", "test_macos.py", "test_rig_*.py", "test_metal_*.py")  # emulators, the rig and what it counts
 
 
 def pytest_addoption(parser):

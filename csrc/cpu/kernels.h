@@ -7,8 +7,31 @@
 
 namespace int4kv {
 
+// How a row becomes codes: ../format.h. Its scales, fp16, lie side by side: one per group, for `asymmetric` a scale and a minimum.
+struct Packing {
+  int64_t head_dim, group_size;
+  int bits, codebook;
+};
+
 struct Kernels {
   const char* name;  // avx512, avx2, neon or portable
+
+  // A row of head_dim numbers, `stride` bytes from one to the next, to float32 minus the centre, and from float32 plus the centre, to nearest
+  // even; a NaN becomes 0x7e00 in fp16, 0x7fc0 in bf16. centre: [head_dim], or null.
+  void (*load_row)(const char* from, int64_t stride, Number type, int64_t head_dim, const float* centre, float* row);
+  void (*store_row)(const float* row, const float* centre, int64_t head_dim, Number type, int64_t stride, char* to);
+
+  // row = H (signs * row) / sqrt(block) and row = signs * (H row / sqrt(block)), in blocks of 16 to 256 channels: a power of two.
+  void (*rotate)(float* row, int64_t head_dim, int64_t block, const float* signs);
+  void (*unrotate)(float* row, int64_t head_dim, int64_t block, const float* signs);
+
+  // row = matrix * row and row = matrix^T * row, matrix [head_dim, head_dim]; both add channel after channel.
+  void (*multiply)(float* row, int64_t head_dim, const float* matrix);
+  void (*multiply_transposed)(float* row, int64_t head_dim, const float* matrix);
+
+  // A centred, rotated row to packed codes and scales, and back.
+  void (*encode)(const float* row, const Packing& packing, uint8_t* codes, uint16_t* scales);
+  void (*decode)(const uint8_t* codes, const uint16_t* scales, const Packing& packing, float* row);
 
   // attend: a tile from where it is stored; a block of query rows before its first tile, over one tile, and after its last one.
   void (*load_tile)(const StoredTile& k, const StoredTile& v, Workspace& work);

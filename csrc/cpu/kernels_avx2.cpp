@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 // From here on, so that no inline function of a standard header is compiled for more than every processor has.
 #if defined(__clang__)
@@ -12,18 +13,20 @@
 #endif
 #include <immintrin.h>
 
+#include "../format.h"
 #include "kernels.h"
 
 namespace int4kv::avx2 {
 
 #include "simd/avx2.h"
-#include "kernels/load_tile.h"
-#include "kernels/score.h"
-#include "kernels/weigh.h"
-#include "kernels/accumulate.h"
-#include "kernels/attend_tile.h"
+#include "kernels/row.h"
+#include "kernels/attend.h"
 
-extern const Kernels kKernels = {"avx2", load_tile, start_block, attend_tile, finish_block};
+extern const Kernels kKernels = {
+    "avx2",
+    load_row, store_row, rotate, unrotate, multiply, multiply_transposed, encode, decode,
+    load_tile, start_block, attend_tile, finish_block,
+};
 
 } // namespace int4kv::avx2
 #if defined(__clang__)

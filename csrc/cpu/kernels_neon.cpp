@@ -3,21 +3,24 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include <arm_neon.h>
 
+#include "../format.h"
 #include "kernels.h"
 
 namespace int4kv::neon {
 
 #include "simd/neon.h"
-#include "kernels/load_tile.h"
-#include "kernels/score.h"
-#include "kernels/weigh.h"
-#include "kernels/accumulate.h"
-#include "kernels/attend_tile.h"
+#include "kernels/row.h"
+#include "kernels/attend.h"
 
-extern const Kernels kKernels = {"neon", load_tile, start_block, attend_tile, finish_block};
+extern const Kernels kKernels = {
+    "neon",
+    load_row, store_row, rotate, unrotate, multiply, multiply_transposed, encode, decode,
+    load_tile, start_block, attend_tile, finish_block,
+};
 
 } // namespace int4kv::neon
 #endif

@@ -3,10 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <cmath>
-
-#include "codebook.h"
-#include "planes.h"
+#include "kernels.h"
 #include "rotation.h"
 #include "rows.h"
 
@@ -15,33 +12,40 @@ namespace {
 
 constexpr int64_t kRowsPerThread = 32; // about 35 us of work at head_dim 128 (1.1 us a row, AVX2); chosen, not tuned
 
-const c10::Half kNan(INT4KV_FP16_NAN, c10::Half::from_bits());
+// One vector per head, [batch or 1, heads, head_dim]; null without one.
+struct Centre {
+  at::Tensor rows;
+  int64_t batches, heads, head_dim;
 
-c10::Half to_fp16(float x) {
-  const c10::Half rounded(x);
-  return std::isfinite(static_cast<float>(rounded)) ? rounded : kNan;
-}
+  explicit Centre(const OptionalTensor& centre)
+      : rows(centre ? centre->contiguous() : at::Tensor()), batches(centre ? rows.size(0) : 0), heads(centre ? rows.size(1) : 0),
+        head_dim(centre ? rows.size(2) : 0) {}
+
+  const float* of(int64_t b, int64_t h) const {
+    return rows.defined() ? rows.const_data_ptr<float>() + ((batches > 1 ? b * heads : 0) + h) * head_dim : nullptr;
+  }
+};
 
 // Everything one tensor's rows need on their way into the cache.
 struct Writer {
   Rows x, codes, scales;
   std::optional<Rows> recent;
-  const at::Tensor centre;
+  const Centre centre;
   const Rotation rotation;
-  int64_t position, heads, tokens, head_dim, groups, bits;
-  int codebook;
+  int64_t position, heads, tokens, stored_scales;
+  Packing packing;
   bool packed;
 
   Writer(
       const at::Tensor& x_, const Stored& stored, int64_t position_, const OptionalTensor& centre_, const OptionalTensor& rotation_,
-      std::string_view codebook_)
-      : x(x_), codes(stored.codes), scales(stored.scales),
-        centre(centre_ ? centre_->expand({x_.size(0), -1, -1}).contiguous() : at::Tensor()),
-        rotation(rotation_, x_.size(3)),
-        position(position_), heads(x_.size(1)), tokens(x_.size(2)), head_dim(x_.size(3)),
-        groups(0), bits(0), codebook(codebook_of(codebook_)), packed(is_packed(stored.codes)) {
-    groups = stored.scales.size(3) / scales_per_group(codebook);
-    if (packed) bits = bits_of(stored.codes, head_dim);
+      std::string_view codebook)
+      : x(x_), codes(stored.codes), scales(stored.scales), centre(centre_), rotation(rotation_, x_.size(3)),
+        position(position_), heads(x_.size(1)), tokens(x_.size(2)), stored_scales(stored.scales.size(3)),
+        packing{x_.size(3), x_.size(3), 0, codebook_of(codebook)}, packed(is_packed(stored.codes)) {
+    if (packed) {
+      packing.group_size = packing.head_dim / (stored_scales / scales_per_group(packing.codebook));
+      packing.bits = static_cast<int>(bits_of(stored.codes, packing.head_dim));
+    }
     if (stored.recent) recent.emplace(*stored.recent);
   }
 
@@ -52,36 +56,18 @@ struct Writer {
   void write(int64_t index) const {
     const int64_t t = index % tokens, h = index / tokens % heads, b = index / tokens / heads;
     alignas(64) float row[INT4KV_MAX_HEAD_DIM];
-    load_row(x, b, h, t, head_dim, row);
-    if (centre.defined()) {
-      const float* c = centre.const_data_ptr<float>() + (b * heads + h) * head_dim;
-      for (int64_t i = 0; i < head_dim; ++i) row[i] -= c[i];
-    }
-    rotation.apply(row, h, head_dim);
+    load_row(x, b, h, t, packing.head_dim, row, centre.of(b, h));
+    rotation.apply(row, h, packing.head_dim);
     const int64_t token = position + t;
-    if (recent && t >= tokens - recent->capacity) store_row(*recent, b, h, token % recent->capacity, head_dim, row);
-    if (packed) {
-      write_packed(b, h, token % codes.capacity, row);
-    } else {
-      store_row(codes, b, h, token % codes.capacity, head_dim, row);
-    }
+    if (recent && t >= tokens - recent->capacity) store_row(*recent, b, h, token % recent->capacity, packing.head_dim, row);
+    packed ? write_packed(b, h, token % codes.capacity, row)
+           : store_row(codes, b, h, token % codes.capacity, packing.head_dim, row);
   }
 
   void write_packed(int64_t b, int64_t h, int64_t slot, const float* row) const {
-    uint8_t code[INT4KV_MAX_HEAD_DIM];
-    const int64_t group_size = head_dim / groups;
-    for (int64_t g = 0; g < groups; ++g) {
-      write_scale(b, h, slot, g, encode(row + g * group_size, group_size, bits, codebook, code + g * group_size));
-    }
-    pack(code, head_dim, bits, reinterpret_cast<uint8_t*>(codes.row(b, h, slot)));
-  }
-
-  void write_scale(int64_t b, int64_t h, int64_t slot, int64_t g, GroupScale found) const {
-    const int64_t each = scales_per_group(codebook);
-    const c10::Half scale = to_fp16(found.scale), minimum = to_fp16(found.minimum);
-    const bool broken = std::isnan(static_cast<float>(scale)) || std::isnan(static_cast<float>(minimum));
-    scales.at<c10::Half>(b, h, slot, each * g) = broken ? kNan : scale;
-    if (each > 1) scales.at<c10::Half>(b, h, slot, each * g + 1) = broken ? kNan : minimum;
+    uint16_t found[2 * INT4KV_MAX_HEAD_DIM / INT4KV_UNIT];
+    kernels().encode(row, packing, reinterpret_cast<uint8_t*>(codes.row(b, h, slot)), found);
+    for (int64_t i = 0; i < stored_scales; ++i) scales.at<uint16_t>(b, h, slot, i) = found[i];
   }
 };
 
@@ -117,7 +103,7 @@ at::Tensor dequantize(
   const int64_t batch = codes.size(0), heads = codes.size(1), tokens = end - start;
   const at::Tensor out = at::empty({batch, heads, tokens, head_dim}, codes.options().dtype(dtype));
   const Rotation back(rotation, head_dim);
-  const at::Tensor centres = centre ? centre->expand({batch, -1, -1}).contiguous() : at::Tensor();
+  const Centre centres(centre);
   const Source source(codes, scales, head_dim, codebook_of(codebook));
   const Rows rows(out);
   at::parallel_for(0, batch * heads * tokens, kRowsPerThread, [&](int64_t begin, int64_t stop) {
@@ -126,11 +112,7 @@ at::Tensor dequantize(
       const int64_t t = i % tokens, h = i / tokens % heads, b = i / tokens / heads;
       source.decode(b, h, start + t, 1, head_dim, row);
       back.invert(row, h, head_dim);
-      if (centre) {
-        const float* c = centres.const_data_ptr<float>() + (b * heads + h) * head_dim;
-        for (int64_t j = 0; j < head_dim; ++j) row[j] += c[j];
-      }
-      store_row(rows, b, h, t, head_dim, row);
+      store_row(rows, b, h, t, head_dim, row, centres.of(b, h));
     }
   });
   return out;

@@ -5,18 +5,7 @@
 #include "../ops.h"
 #include "tile.h"
 
-// Hot loops are compiled for several x86-64 levels and picked at load time; elsewhere the baseline has SIMD already.
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
-#define INT4KV_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define INT4KV_CLONES
-#endif
-
 namespace int4kv {
-
-// 8 numbers that the compiler maps to whatever SIMD registers the target has.
-typedef float Lanes __attribute__((vector_size(32), aligned(4)));
-constexpr int64_t kLanes = 8;
 
 // A 4-dimensional tensor [batch, head, token, channel] as a base pointer and strides.
 struct Rows {
@@ -34,6 +23,9 @@ struct Rows {
         capacity(x.size(2)),
         type(x.scalar_type()) {}
 
+  Number number() const {
+    return type == at::kFloat ? Number::kFloat32 : type == at::kHalf ? Number::kFloat16 : Number::kBfloat16;
+  }
   char* row(int64_t b, int64_t h, int64_t slot) const {
     return data + b * batch + h * head + slot * token;
   }
@@ -43,9 +35,10 @@ struct Rows {
   }
 };
 
-// float32 <- row of any dtype, and back (rounded to nearest even).
-void load_row(const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t head_dim, float* out);
-void store_row(const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t head_dim, const float* values);
+// float32 <- row of any dtype minus the centre [head_dim], and back (rounded to nearest even) plus the centre; none if null.
+void load_row(const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t head_dim, float* out, const float* centre = nullptr);
+void store_row(
+    const Rows& rows, int64_t b, int64_t h, int64_t slot, int64_t head_dim, const float* values, const float* centre = nullptr);
 
 // Where keys or values come from: packed codes with scales, or plain rows (no scales). Token t is in slot t % capacity.
 struct Source {

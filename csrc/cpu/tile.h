@@ -12,7 +12,7 @@ constexpr int kRowLanes = 16;  // a number of every row is an array of so many: 
 constexpr int kMaxCopies = 8;  // simd/: how often a factor is written so that it need not be broadcast
 constexpr int kMaxGroups = INT4KV_MAX_HEAD_DIM / INT4KV_UNIT;
 
-enum class Element : int { kCodes, kFloat32, kFloat16, kBFloat16 };
+enum class Number { kFloat32, kFloat16, kBfloat16 };
 
 // K or V of a tile's tokens where they lie. A ring may wrap inside a tile, so every token has its pointer; those behind the last token
 // repeat it.
@@ -21,7 +21,8 @@ struct StoredTile {
   int64_t ahead;           // bytes from a row to the one a tile later, to be fetched early
   int64_t channel_stride;  // bytes; of codes 1
   uint16_t scales[kMaxGroups][kTile], minima[kMaxGroups][kTile];  // fp16
-  Element element;
+  bool plain;   // rows of numbers of a type, not of codes
+  Number type;
   int bits, codebook, groups;
 };
 

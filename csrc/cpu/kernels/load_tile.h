@@ -73,29 +73,13 @@ inline void fetch_ahead(const StoredTile& stored, int bytes) {
   }
 }
 
-inline void load_row(const uint8_t* row, Element element, int64_t stride, int n, float* out) {
-  for (int c = 0; stride != (element == Element::kFloat32 ? 4 : 2) && c < n; ++c) {
-    uint32_t bits = 0;
-    std::memcpy(&bits, row + c * stride, element == Element::kFloat32 ? 4 : 2);
-    uint16_t half[kLanes] = {static_cast<uint16_t>(bits)};
-    const float wide = from_bits(splat(static_cast<int32_t>(element == Element::kFloat32 ? bits : bits << 16)))[0];
-    out[c] = element == Element::kFloat16 ? halves_to_floats(half)[0] : wide;
-  }
-  if (stride != (element == Element::kFloat32 ? 4 : 2)) return;
-  if (element == Element::kFloat32) std::memcpy(out, row, 4 * n);
-  const uint16_t* halves = reinterpret_cast<const uint16_t*>(row);
-  for (int c = 0; element == Element::kFloat16 && c < n; c += kLanes) store(out + c, halves_to_floats(halves + c));
-  for (int c = 0; element == Element::kBFloat16 && c < n; ++c) {
-    const uint32_t bits = static_cast<uint32_t>(halves[c]) << 16;
-    std::memcpy(out + c, &bits, 4);
-  }
-}
-
 // `transposed`: lanes are tokens, as K wants it.
 inline void load_side(const StoredTile& stored, int count, int head_dim, bool transposed, Widened& wide, TileSide& side) {
-  side.plain = stored.element != Element::kCodes;
-  if (side.plain) {
-    for (int t = 0; t < count; ++t) load_row(stored.rows[t], stored.element, stored.channel_stride, head_dim, side.rows[t]);
+  side.plain = stored.plain;
+  if (stored.plain) {
+    for (int t = 0; t < count; ++t) {
+      load_row(reinterpret_cast<const char*>(stored.rows[t]), stored.channel_stride, stored.type, head_dim, nullptr, side.rows[t]);
+    }
     return;
   }
   side.levels = &levels_of(stored.bits, stored.codebook);

@@ -29,6 +29,40 @@ inline Floats halves_to_floats(const uint16_t* x) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
 }
 
+inline void store_halves(uint16_t* to, Floats x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
+inline Ints load_shorts(const uint16_t* x) {
+  return (Ints)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+}
+
+inline void store_shorts(uint16_t* to, Ints x) {
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)x, (__m256i)x), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
+}
+
+inline Ints load_bytes(const uint8_t* x) {
+  return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x)));
+}
+
+inline void store_bytes(uint8_t* to, Ints x) {
+  const __m128i shorts = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(shorts, shorts));
+}
+
+inline Ints gather_bytes(Ints a, Ints b, Ints c, Ints d) {
+  return (Ints)_mm256_packus_epi16(_mm256_packus_epi32((__m256i)a, (__m256i)b), _mm256_packus_epi32((__m256i)c, (__m256i)d));
+}
+
+inline void scatter_bytes(Ints x, Ints* out) {
+  const __m256i low = _mm256_unpacklo_epi8((__m256i)x, (__m256i)Ints{}), high = _mm256_unpackhi_epi8((__m256i)x, (__m256i)Ints{});
+  out[0] = (Ints)_mm256_unpacklo_epi16(low, (__m256i)Ints{});
+  out[1] = (Ints)_mm256_unpackhi_epi16(low, (__m256i)Ints{});
+  out[2] = (Ints)_mm256_unpacklo_epi16(high, (__m256i)Ints{});
+  out[3] = (Ints)_mm256_unpackhi_epi16(high, (__m256i)Ints{});
+}
+
 inline __m128i load_unit(const uint8_t* row, int64_t at) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + at));
 }

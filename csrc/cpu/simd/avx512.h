@@ -26,6 +26,38 @@ inline Floats halves_to_floats(const uint16_t* x) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
 }
 
+inline void store_halves(uint16_t* to, Floats x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+inline Ints load_shorts(const uint16_t* x) {
+  return (Ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+}
+
+inline void store_shorts(uint16_t* to, Ints x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16((__m512i)x));
+}
+
+inline Ints load_bytes(const uint8_t* x) {
+  return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+}
+
+inline void store_bytes(uint8_t* to, Ints x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)x));
+}
+
+inline Ints gather_bytes(Ints a, Ints b, Ints c, Ints d) {
+  return (Ints)_mm512_packus_epi16(_mm512_packus_epi32((__m512i)a, (__m512i)b), _mm512_packus_epi32((__m512i)c, (__m512i)d));
+}
+
+inline void scatter_bytes(Ints x, Ints* out) {
+  const __m512i low = _mm512_unpacklo_epi8((__m512i)x, (__m512i)Ints{}), high = _mm512_unpackhi_epi8((__m512i)x, (__m512i)Ints{});
+  out[0] = (Ints)_mm512_unpacklo_epi16(low, (__m512i)Ints{});
+  out[1] = (Ints)_mm512_unpackhi_epi16(low, (__m512i)Ints{});
+  out[2] = (Ints)_mm512_unpacklo_epi16(high, (__m512i)Ints{});
+  out[3] = (Ints)_mm512_unpackhi_epi16(high, (__m512i)Ints{});
+}
+
 inline __m128i load_unit(const uint8_t* row, int64_t at) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + at));
 }

@@ -27,6 +27,44 @@ inline Floats halves_to_floats(const uint16_t* x) {
   return (Floats)vcvt_f32_f16((float16x4_t)vld1_u16(x));
 }
 
+inline void store_halves(uint16_t* to, Floats x) {
+  vst1_u16(to, (uint16x4_t)vcvt_f16_f32((float32x4_t)x));
+}
+
+inline Ints load_shorts(const uint16_t* x) {
+  return (Ints)vmovl_u16(vld1_u16(x));
+}
+
+inline void store_shorts(uint16_t* to, Ints x) {
+  vst1_u16(to, vmovn_u32((uint32x4_t)x));
+}
+
+inline Ints load_bytes(const uint8_t* x) {
+  uint32_t four;
+  std::memcpy(&four, x, 4);
+  return (Ints)vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four))));
+}
+
+inline void store_bytes(uint8_t* to, Ints x) {
+  const uint16x4_t shorts = vmovn_u32((uint32x4_t)x);
+  const uint8x8_t bytes = vmovn_u16(vcombine_u16(shorts, shorts));
+  std::memcpy(to, &bytes, 4);
+}
+
+inline Ints gather_bytes(Ints a, Ints b, Ints c, Ints d) {
+  const uint16x8_t ab = vqmovn_high_u32(vqmovn_u32((uint32x4_t)a), (uint32x4_t)b);
+  const uint16x8_t cd = vqmovn_high_u32(vqmovn_u32((uint32x4_t)c), (uint32x4_t)d);
+  return (Ints)vqmovn_high_u16(vqmovn_u16(ab), cd);
+}
+
+inline void scatter_bytes(Ints x, Ints* out) {
+  const uint16x8_t low = vmovl_u8(vget_low_u8((uint8x16_t)x)), high = vmovl_high_u8((uint8x16_t)x);
+  out[0] = (Ints)vmovl_u16(vget_low_u16(low));
+  out[1] = (Ints)vmovl_high_u16(low);
+  out[2] = (Ints)vmovl_u16(vget_low_u16(high));
+  out[3] = (Ints)vmovl_high_u16(high);
+}
+
 inline void transpose(const uint8_t* const* rows, int64_t at, Ints* out) {
   uint32x4_t x[4];
   for (int i = 0; i < 4; ++i) x[i] = vreinterpretq_u32_u8(vld1q_u8(rows[i] + at));

@@ -47,6 +47,42 @@ inline Floats halves_to_floats(const uint16_t* x) {
   return from_bits((exponent == 0 ? bits_of(subnormal) : normal) | sign);
 }
 
+inline Ints load_shorts(const uint16_t* x) {
+  return Ints{x[0], x[1], x[2], x[3]};
+}
+
+inline void store_shorts(uint16_t* to, Ints x) {
+  for (int i = 0; i < kLanes; ++i) to[i] = static_cast<uint16_t>(x[i]);
+}
+
+inline Ints load_bytes(const uint8_t* x) {
+  return Ints{x[0], x[1], x[2], x[3]};
+}
+
+inline void store_bytes(uint8_t* to, Ints x) {
+  const uint8_t bytes[4] = {static_cast<uint8_t>(x[0]), static_cast<uint8_t>(x[1]), static_cast<uint8_t>(x[2]), static_cast<uint8_t>(x[3])};
+  std::memcpy(to, bytes, 4);
+}
+
+inline Ints gather_bytes(Ints a, Ints b, Ints c, Ints d) {
+  const auto least = [](Ints x) { return x > 255 ? splat(255) : x; };
+  return least(a) | least(b) << 8 | least(c) << 16 | least(d) << 24;
+}
+
+inline void scatter_bytes(Ints x, Ints* out) {
+  for (int i = 0; i < 4; ++i) out[i] = x >> 8 * i & 255;
+}
+
+// To nearest even: a subnormal one by adding 0.5, whose last bit is worth what theirs is; the others in integers.
+inline void store_halves(uint16_t* to, Floats x) {
+  const Ints magnitude = bits_of(x) & INT32_MAX, beyond = magnitude > 0x7f800000 ? splat(0x7e00) : splat(0x7c00);
+  const Ints subnormal = bits_of(from_bits(magnitude) + 0.5f) - (126 << 23);
+  const Ints normal = ((magnitude + 0xfff + (magnitude >> 13 & 1)) >> 13) - (112 << 10);
+  Ints half = magnitude < (113 << 23) ? subnormal : normal;
+  half = magnitude >= 0x477ff000 ? beyond : half;
+  store_shorts(to, half | (bits_of(x) >> 16 & 0x8000));
+}
+
 inline void transpose(const uint8_t* const* rows, int64_t at, Ints* out) {
   int32_t x[4][4];
   for (int r = 0; r < 4; ++r) std::memcpy(x[r], rows[r] + at, 16);

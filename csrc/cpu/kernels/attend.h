@@ -1,4 +1,9 @@
-// One tile of tokens for a block of query rows: scores, weights, sums (score.h, weigh.h, accumulate.h).
+// One tile of tokens for a block of query rows: scores, weights, sums.
+#include "load_tile.h"
+#include "score.h"
+#include "weigh.h"
+#include "accumulate.h"
+
 template <int rows>
 inline void attend_rows(Workspace& work, QueryBlock& block) {
   const Tile& tile = work.tile;

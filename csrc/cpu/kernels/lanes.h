@@ -1,0 +1,45 @@
+// Work between the lanes of a vector, in the format's order.
+template <int kApart, typename Vector, int... kLane>
+inline Vector exchange(Vector x, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(x, x, (kLane ^ kApart)...);
+}
+
+// Lane i gets lane i ^ kApart.
+template <int kApart, typename Vector>
+inline Vector exchange(Vector x) {
+  return exchange<kApart>(x, std::make_integer_sequence<int, kLanes>());
+}
+
+template <int kApart = kLanes / 2, typename Vector, typename Operation>
+inline auto fold(Vector x, Operation operation) {
+  x = operation(x, exchange<kApart>(x));
+  if constexpr (kApart > 1) {
+    return fold<kApart / 2>(x, operation);
+  } else {
+    return x[0];
+  }
+}
+
+template <typename Vector>
+inline auto largest_lane(Vector x) {
+  return fold(x, [](Vector a, Vector b) { return a > b ? a : b; });
+}
+
+inline float smallest_lane(Floats x) {
+  return fold(x, [](Floats a, Floats b) { return a < b ? a : b; });
+}
+
+// lane_sum of format.h: the 32 lanes that products of channels are added to. Vector i has the lanes from i * kLanes on.
+struct LaneSum {
+  static constexpr int kVectors = INT4KV_UNIT / kLanes;
+  Floats lanes[kVectors] = {};
+
+  float total() const {
+    Floats x[kVectors];
+    for (int i = 0; i < kVectors; ++i) x[i] = lanes[i];
+    for (int half = kVectors / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) x[i] += x[i + half];
+    }
+    return fold(x[0], [](Floats a, Floats b) { return a + b; });
+  }
+};

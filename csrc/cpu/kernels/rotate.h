@@ -1,0 +1,145 @@
+// Rotations of one row, in the format's order: butterflies 1, 2, 4, ... channels apart; a matrix's products channel after channel.
+//
+// Butterflies below kLanes apart exchange lanes, wider ones pair whole vectors. The first kSums vectors of a block go through all of their
+// butterflies in registers; what is left of a larger block is a second pass over vectors kSums apart.
+
+// In lanes i and i ^ kApart, a below and b above: a + b below, a - b above. A product with 1 or -1 is exact, fused or not.
+template <int kApart>
+inline Floats butterfly(Floats x) {
+  return fma(x, to_floats(1 + 2 * ((lane_numbers() & kApart) != 0)), exchange<kApart>(x));
+}
+
+inline Floats butterflies_within(Floats x, int64_t block) {
+  x = butterfly<1>(x);
+  if (block > 2) x = butterfly<2>(x);
+  if constexpr (kLanes > 4) x = block > 4 ? butterfly<4>(x) : x;
+  if constexpr (kLanes > 8) x = block > 8 ? butterfly<8>(x) : x;
+  return x;
+}
+
+template <int kCount>
+inline void butterflies_between(Floats* x) {
+#pragma GCC unroll 4
+  for (int half = 1; half < kCount; half *= 2) {
+#pragma GCC unroll 16
+    for (int pair = 0; pair < kCount / 2; ++pair) {
+      const int i = pair / half * 2 * half + pair % half;
+      const Floats a = x[i], b = x[i + half];
+      x[i] = a + b;
+      x[i + half] = a - b;
+    }
+  }
+}
+
+// kCount vectors side by side, a whole block or the start of one.
+template <int kCount, typename Before>
+inline void first_butterflies(float* row, int64_t c, Before before) {
+  Floats y[kCount];
+#pragma GCC unroll 16
+  for (int i = 0; i < kCount; ++i) y[i] = butterflies_within(before(load(row + c + i * kLanes), c + i * kLanes), kLanes);
+  butterflies_between<kCount>(y);
+#pragma GCC unroll 16
+  for (int i = 0; i < kCount; ++i) store(row + c + i * kLanes, y[i]);
+}
+
+// kCount vectors kSums apart, for each of kSums.
+template <int kCount>
+inline void last_butterflies(float* x) {
+  for (int64_t c = 0; c < kSums * kLanes; c += kLanes) {
+    Floats y[kCount];
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i) y[i] = load(x + c + i * kSums * kLanes);
+    butterflies_between<kCount>(y);
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i) store(x + c + i * kSums * kLanes, y[i]);
+  }
+}
+
+template <int kCount, typename Before>
+void butterflies(float* row, int64_t head_dim, Before before) {
+  constexpr int kFirst = kCount < kSums ? kCount : kSums;
+  for (int64_t c = 0; c < head_dim; c += kFirst * kLanes) first_butterflies<kFirst>(row, c, before);
+  if constexpr (kCount > kFirst) {
+    for (int64_t c = 0; c < head_dim; c += kCount * kLanes) last_butterflies<kCount / kFirst>(row + c);
+  }
+}
+
+// row = H before(row, channel).
+template <typename Before>
+void hadamard(float* row, int64_t head_dim, int64_t block, Before before) {
+  switch (block / kLanes) {
+    case 1: return butterflies<1>(row, head_dim, before);
+    case 2: return butterflies<2>(row, head_dim, before);
+    case 4: return butterflies<4>(row, head_dim, before);
+    case 8: return butterflies<8>(row, head_dim, before);
+    case 16: return butterflies<16>(row, head_dim, before);
+    case 32: return butterflies<32>(row, head_dim, before);
+    case 64: return butterflies<64>(row, head_dim, before);
+  }
+  for (int64_t c = 0; c < head_dim; c += kLanes) store(row + c, butterflies_within(before(load(row + c), c), block));
+}
+
+inline float norm_of(int64_t block) {
+  return 1.0f / std::sqrt(static_cast<float>(block));
+}
+
+inline void rotate(float* row, int64_t head_dim, int64_t block, const float* signs) {
+  hadamard(row, head_dim, block, [signs](Floats x, int64_t c) { return x * load(signs + c); });
+  const float norm = norm_of(block);
+  for (int64_t c = 0; c < head_dim; c += kLanes) store(row + c, load(row + c) * norm);
+}
+
+inline void unrotate(float* row, int64_t head_dim, int64_t block, const float* signs) {
+  hadamard(row, head_dim, block, [](Floats x, int64_t) { return x; });
+  const float norm = norm_of(block);
+  for (int64_t c = 0; c < head_dim; c += kLanes) store(row + c, load(row + c) * norm * load(signs + c));
+}
+
+template <int kApart, bool kUpper, int... kLane>
+inline Floats interleave_lanes(Floats a, Floats b, std::integer_sequence<int, kLane...>) {
+  constexpr int kFrom = kUpper ? kApart : 0;
+  return __builtin_shufflevector(a, b, ((kLane & kApart) ? kLanes + (kLane ^ kApart) + kFrom : kLane + kFrom)...);
+}
+
+// kLanes vectors become their columns: squares of kApart lanes swap across the diagonal.
+template <int kApart = kLanes / 2>
+inline void transpose_lanes(Floats* x) {
+  constexpr auto lanes = std::make_integer_sequence<int, kLanes>();
+#pragma GCC unroll 8
+  for (int pair = 0; pair < kLanes / 2; ++pair) {
+    const int i = pair / kApart * 2 * kApart + pair % kApart;
+    const Floats a = x[i], b = x[i + kApart];
+    x[i] = interleave_lanes<kApart, false>(a, b, lanes);
+    x[i + kApart] = interleave_lanes<kApart, true>(a, b, lanes);
+  }
+  if constexpr (kApart > 1) transpose_lanes<kApart / 2>(x);
+}
+
+// y[c] += sum over the kLanes channels j of x: matrix[c][j] * x[j], for kLanes rows c from `rows` on.
+inline Floats add_products(Floats y, const float* rows, int64_t head_dim, const float* x) {
+  Floats column[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) column[i] = load(rows + i * head_dim);
+  transpose_lanes(column);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) y = y + column[i] * x[i];
+  return y;
+}
+
+inline void multiply(float* row, int64_t head_dim, const float* matrix) {
+  float y[INT4KV_MAX_HEAD_DIM] = {};
+  for (int64_t j = 0; j < head_dim; j += kLanes) {
+    for (int64_t c = 0; c < head_dim; c += kLanes) {
+      store(y + c, add_products(load(y + c), matrix + c * head_dim + j, head_dim, row + j));
+    }
+  }
+  std::memcpy(row, y, head_dim * sizeof(float));
+}
+
+inline void multiply_transposed(float* row, int64_t head_dim, const float* matrix) {
+  float y[INT4KV_MAX_HEAD_DIM] = {};
+  for (int64_t j = 0; j < head_dim; ++j) {
+    for (int64_t c = 0; c < head_dim; c += kLanes) store(y + c, load(y + c) + load(matrix + j * head_dim + c) * row[j]);
+  }
+  std::memcpy(row, y, head_dim * sizeof(float));
+}

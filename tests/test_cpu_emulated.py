@@ -1,0 +1,61 @@
+"""CPU kernels for processors that this one is not: tests/cpu/compare_kernels.cpp finds them bit for bit equal to the portable ones.
+
+NEON runs under qemu, AVX-512 through SIMDe, what this processor has natively. Debian packages: g++-aarch64-linux-gnu, qemu-user, libsimde-dev.
+"""
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from int4kv import ops
+
+ROOT = Path(__file__).parent.parent
+COMPILE = ["-std=c++20", "-O1", "-ffp-contract=off", "-Wno-psabi"]
+SIMDE = Path("/usr/include/simde/x86/avx512.h")
+EMULATED = {"neon": (["aarch64-linux-gnu-g++", "-static"], ["qemu-aarch64"])}
+if platform.machine() == "x86_64":
+    EMULATED["avx512"] = ["g++", f'-DINT4KV_AVX512_EMULATION="{ROOT}/tests/cpu/avx512_emulation.h"'], []
+PACKAGES = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user", "g++": "g++"}
+
+
+def run(command):
+    assert shutil.which(command[0]), f"{command[0]} is missing: apt-get install {PACKAGES.get(command[0], command[0])}"
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True)
+
+
+def compare(name, compiler, emulator, folder, csrc=ROOT / "csrc"):
+    """The comparing program of one set of kernels, built into a folder and run."""
+    sources = [csrc / "cpu" / f"kernels_{part}.cpp" for part in (name, "portable")] + [ROOT / "tests" / "cpu" / "compare_kernels.cpp"]
+    built = run([*compiler, *COMPILE, f"-DINT4KV_SET={name}", *sources, "-o", folder / "compare"])
+    assert built.returncode == 0, built.stderr[-3000:]
+    return run([*emulator, folder / "compare"])
+
+
+def check(done, name):
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(f"{name}: ") and int(done.stdout.split()[1]) > 40_000
+
+
+@pytest.mark.parametrize("name", [name for name in ops.cpu_kernels() if name != "portable"])
+def test_kernels_of_this_processor(name, tmp_path):
+    check(compare(name, ["g++"], [], tmp_path), name)
+
+
+@pytest.mark.parametrize("name", EMULATED)
+def test_kernels_of_another_processor(name, tmp_path):
+    compiler, emulator = EMULATED[name]
+    assert name != "avx512" or SIMDE.exists(), "SIMDe is missing: apt-get install libsimde-dev"
+    check(compare(name, compiler, emulator, tmp_path), name)
+
+
+def test_a_kernel_that_rounds_otherwise_is_found(tmp_path):
+    header = tmp_path / "csrc" / "cpu" / "simd" / "neon.h"
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    right = "vcvt_f16_f32((float32x4_t)x)"
+    assert header.read_text().count(right) == 1
+    header.write_text(header.read_text().replace(right, "vcvt_f16_f32(vmulq_n_f32((float32x4_t)x, 1.00001f))"))
+    done = compare("neon", *EMULATED["neon"], tmp_path, csrc=tmp_path / "csrc")
+    assert done.returncode == 1 and "neon and portable differ" in done.stdout
