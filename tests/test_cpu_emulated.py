@@ -1,4 +1,5 @@
-"""CPU kernels for processors that this one is not: tests/cpu/compare_kernels.cpp finds them bit for bit equal to the portable ones.
+"""CPU kernels for processors that this one is not: tests/cpu/compare_kernels.cpp finds them bit for bit equal to the portable ones,
+compare_attention.cpp equal to rounding.
 
 NEON runs under qemu, AVX-512 through SIMDe, what this processor has natively. Debian packages: g++-aarch64-linux-gnu, qemu-user, libsimde-dev.
 """
@@ -26,29 +27,34 @@ def run(command):
     return subprocess.run([str(part) for part in command], capture_output=True, text=True)
 
 
-def compare(name, compiler, emulator, folder, csrc=ROOT / "csrc"):
-    """The comparing program of one set of kernels, built into a folder and run."""
-    sources = [csrc / "cpu" / f"kernels_{part}.cpp" for part in (name, "portable")] + [ROOT / "tests" / "cpu" / "compare_kernels.cpp"]
+def compare(program, name, compiler, emulator, folder, csrc=ROOT / "csrc"):
+    """A comparing program of one set of kernels, built into a folder and run."""
+    sources = [csrc / "cpu" / f"{part}.cpp" for part in (f"kernels_{name}", "kernels_portable", "levels")] + [ROOT / "tests" / "cpu" / program]
     built = run([*compiler, *COMPILE, f"-DINT4KV_SET={name}", *sources, "-o", folder / "compare"])
     assert built.returncode == 0, built.stderr[-3000:]
     return run([*emulator, folder / "compare"])
 
 
-def check(done, name):
+PROGRAMS = {"compare_kernels.cpp": 40_000, "compare_attention.cpp": 2_999}  # and how much they compare
+
+
+def check(done, program, name):
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith(f"{name}: ") and int(done.stdout.split()[1]) > 40_000
+    assert done.stdout.startswith(f"{name}: ") and int(done.stdout.split()[1]) > PROGRAMS[program]
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("name", [name for name in ops.cpu_kernels() if name != "portable"])
-def test_kernels_of_this_processor(name, tmp_path):
-    check(compare(name, ["g++"], [], tmp_path), name)
+def test_kernels_of_this_processor(name, program, tmp_path):
+    check(compare(program, name, ["g++"], [], tmp_path), program, name)
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("name", EMULATED)
-def test_kernels_of_another_processor(name, tmp_path):
+def test_kernels_of_another_processor(name, program, tmp_path):
     compiler, emulator = EMULATED[name]
     assert name != "avx512" or SIMDE.exists(), "SIMDe is missing: apt-get install libsimde-dev"
-    check(compare(name, compiler, emulator, tmp_path), name)
+    check(compare(program, name, compiler, emulator, tmp_path), program, name)
 
 
 def test_a_kernel_that_rounds_otherwise_is_found(tmp_path):
@@ -57,5 +63,5 @@ def test_a_kernel_that_rounds_otherwise_is_found(tmp_path):
     right = "vcvt_f16_f32((float32x4_t)x)"
     assert header.read_text().count(right) == 1
     header.write_text(header.read_text().replace(right, "vcvt_f16_f32(vmulq_n_f32((float32x4_t)x, 1.00001f))"))
-    done = compare("neon", *EMULATED["neon"], tmp_path, csrc=tmp_path / "csrc")
+    done = compare("compare_kernels.cpp", "neon", *EMULATED["neon"], tmp_path, csrc=tmp_path / "csrc")
     assert done.returncode == 1 and "neon and portable differ" in done.stdout
