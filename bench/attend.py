@@ -73,8 +73,8 @@ def cell(layout, keys: int, batch: int, config, clock, arguments, floors: dict) 
     chunk = stored_chunk(k, v, config)
     contenders = {"int4kv": packed_contender(q.to(DTYPES[arguments.dtype]), chunk, clock)} | sdpa_contenders(q, k, v, clock)
     found = timing.measure({name: clock.timer(calls) for name, calls in contenders.items()}, arguments.rounds)
-    shape = dict(benchmark="attend", device=arguments.device, layout=str(layout), keys=keys, batch=batch, codebook=config.codebook, bits=config.bits,
-                 recent=config.recent, q_dtype=arguments.dtype)
+    shape = dict(benchmark="attend", device=arguments.device, layout=str(layout), keys=keys, batch=batch)
+    shape |= dict(codebook=config.codebook, bits=config.bits, recent=config.recent, q_dtype=arguments.dtype)
     return shape | ratios(found) | roofline(packed_bytes(chunk), layout.flops(keys, batch), found["int4kv"]["median"], floors)
 
 

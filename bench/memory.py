@@ -155,8 +155,9 @@ def main():
         if "not_run" in found:
             print(f"{contender}: {found['not_run']}", file=sys.stderr)
             continue
-        rows.append(dict(benchmark="memory", device=arguments.device, model=arguments.model or name, dtype=arguments.dtype, layers=arguments.layers, chunk=arguments.chunk,
-                         allocator=arguments.allocator, length=length, contender=contender) | found | dict(about=facts))
+        shape = {option: getattr(arguments, option) for option in ("device", "dtype", "layers", "chunk", "allocator")}
+        shape |= dict(benchmark="memory", model=arguments.model or name, length=length, contender=contender)
+        rows.append(shape | found | dict(about=facts))
     compared(rows)
     results.finish(rows, arguments)
 

@@ -103,7 +103,8 @@ def main():
     clock, facts, rows = timing.clock_for(arguments.device), about(arguments.device), []
     names = arguments.dtype or (["fp32", "bf16"] if arguments.device == "cpu" else ["fp16"])
     for layout, tokens, name in ((x, n, d) for x in arguments.layout for n in arguments.tokens for d in names):
-        shape = dict(benchmark="quantize", device=arguments.device, layout=str(layout), batch=arguments.batch, dtype=name, codebook=config.codebook, bits=config.bits)
+        shape = dict(benchmark="quantize", device=arguments.device, layout=str(layout), batch=arguments.batch, dtype=name)
+        shape |= dict(codebook=config.codebook, bits=config.bits)
         shared = (arguments.batch, DTYPES[name], config, clock, arguments)
         found = one_token(layout, *shared) if tokens == 1 else prefill(layout, tokens, *shared)
         rows.append(shape | found | dict(about=facts))

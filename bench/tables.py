@@ -42,7 +42,8 @@ ONE_TOKEN = {
 }
 PREFILL = {
     "layout": plain("layout"), "dtype": plain("dtype"), "tokens": plain("tokens"),
-    "int4kv, ms": lambda row: with_spread(row, "int4kv", row["int4kv_ms"]), "memcpy, ms": lambda row: with_spread(row, "memcpy", row["memcpy_ms"]),
+    "int4kv, ms": lambda row: with_spread(row, "int4kv", row["int4kv_ms"]),
+    "memcpy, ms": lambda row: with_spread(row, "memcpy", row["memcpy_ms"]),
     "share of memcpy's speed": plain("share_of_memcpy", ".2f"), "ns a row": plain("ns_per_row", ".0f"),
 }
 MEMORY = {

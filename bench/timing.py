@@ -220,4 +220,4 @@ def arithmetic_rate(device: str, dtype: torch.dtype = torch.float32) -> float:
     """GFLOP/s of a square matrix product: what the arithmetic units give to code as good as a BLAS."""
     size = 8192 if device == "cuda" else 1536
     a = torch.ones(size, size, dtype=dtype, device=device)
-    return 2 * size**3 / best_seconds(device, lambda: torch.mm(a, a)) / 1e9
+    return 2 * size**3 / best_seconds(device, lambda: torch.mm(a, a), times=10) / 1e9
