@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from shapes import model_of, parse_layout
+from tables import kind_of
 
 STYLES = {"int4kv": dict(color="black", linewidth=2.2, zorder=3), "int4kv_growing": dict(color="black", linestyle="--")}
 
@@ -97,7 +98,7 @@ def memory(rows: list[dict], file) -> None:
 def draw(rows: list[dict], file) -> None:
     """The plot of these results, by the benchmark that they name."""
     kinds = dict(attend=attend, quantize=quantize, generate=generate, memory=memory)
-    kinds[rows[0]["benchmark"]](rows, file)
+    kinds[kind_of(rows)](rows, file)
 
 
 def main():

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+KINDS = ("attend", "quantize", "generate", "memory")  # the scripts, and row["benchmark"]
 # Change in ms per token against the fp cache, percent, and the prefixes it is stated for: arXiv 2605.05699, abstract (Apple M1, fp16).
 PAPER = {"Gemma-3 1B": ("-3 .. -8", 256, 4096), "Qwen2.5-1.5B": ("-0.7 .. -2.6", 0, 1024)}
 
@@ -77,9 +78,16 @@ def paper_change(row: dict) -> str:
     return stated if first <= row["prefix"] <= last else "-"
 
 
+def kind_of(rows) -> str:
+    """The script that wrote these results. Raises ValueError for anything else."""
+    if not isinstance(rows, list) or not rows or rows[0].get("benchmark") not in KINDS:
+        raise ValueError(f"results are a {type(rows).__name__} without the name of their benchmark; accepted: lists written by {', '.join(KINDS)}")
+    return rows[0]["benchmark"]
+
+
 def tables_of(rows: list[dict]) -> list[tuple]:
     """(title, columns, rows) of each table that these results make."""
-    kind = rows[0]["benchmark"]
+    kind = kind_of(rows)
     if kind == "quantize":
         one, many = ([row for row in rows if (row["tokens"] == 1) == single] for single in (True, False))
         return [(title, *rest) for title, *rest in (("one token", ONE_TOKEN, one), ("prefill", PREFILL, many)) if rest[1]]

@@ -244,6 +244,8 @@ def test_results_can_be_drawn_again(run, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["plots.py", str(tmp_path / "attend.json"), str(tmp_path / "again.svg")])
     plots.main()
     assert "<svg" in (tmp_path / "again.svg").read_text()
+    with pytest.raises(ValueError, match="results are a dict without the name of their benchmark; accepted: lists written by attend, quantize"):
+        plots.draw(dict(rows=[]), tmp_path / "none.png")
 
 
 def test_results_make_markdown_tables(run, tmp_path, monkeypatch, capsys):
