@@ -122,12 +122,13 @@ def cell(model, name: str, prefix: int, rows: list[tuple], arguments) -> dict:
 
 
 def ratios(found: dict) -> dict:
-    """Medians, spread, and int4kv against each contender: above 1 means int4kv is faster."""
+    """Medians, spread, and int4kv against each contender, by medians and round by round: above 1 means int4kv is faster."""
     ms = {name: spread["median"] for name, spread in found.items()}
     fp = {name: ms[name] for name in FP if name in ms}
     over = {name: value / ms["int4kv"] for name, value in ms.items() if name != "int4kv"} if "int4kv" in ms else {}
+    paired = {name: timing.paired_ratio(found[name]["samples"], found["int4kv"]["samples"]) for name in over}
     return dict(ms=ms, spread={name: [s["p10"], s["p90"]] for name, s in found.items()}, rounds={name: s["rounds"] for name, s in found.items()},
-                speedup_over=over, best_fp=min(fp, key=fp.get) if fp else None)
+                speedup_over=over, paired_speedup_over=paired, best_fp=min(fp, key=fp.get) if fp else None)
 
 
 def paper_change(row: dict) -> str:

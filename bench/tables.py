@@ -67,9 +67,11 @@ def generate_columns(rows: list[dict]) -> dict:
 
 
 def change(row: dict, other: str | None) -> str:
-    """int4kv's ms per token against another contender's, in percent; negative is faster."""
-    over = row["speedup_over"].get(other)
-    return "-" if over is None else f"{100 * (1 / over - 1):+.1f}"
+    """int4kv's ms per token against another contender's, in percent, by medians and paired by rounds; negative is faster."""
+    over, paired = row["speedup_over"].get(other), row["paired_speedup_over"].get(other)
+    if over is None:
+        return "-"
+    return f"{100 * (1 / over - 1):+.1f}" + (f" ({100 * (1 / paired['median'] - 1):+.1f})" if paired else "")
 
 
 def paper_change(row: dict) -> str:
@@ -92,7 +94,7 @@ def tables_of(rows: list[dict]) -> list[tuple]:
         one, many = ([row for row in rows if (row["tokens"] == 1) == single] for single in (True, False))
         return [(title, *rest) for title, *rest in (("one token", ONE_TOKEN, one), ("prefill", PREFILL, many)) if rest[1]]
     if kind == "generate":
-        return [("ms per token (in cache and attention)", generate_columns(rows), rows)]
+        return [("ms per token (in cache and attention); changes by medians (paired by rounds)", generate_columns(rows), rows)]
     if kind == "memory":
         return [("above the loaded model", MEMORY, rows)]
     return [("one decode step of attention", ATTEND, rows), ("roofline", ROOFLINE, rows)]

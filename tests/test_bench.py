@@ -91,8 +91,13 @@ def test_measurements_with_stalls_are_made_again_and_marked():
     always = iter([0.1, 8.1] * 100)
     found = timing.measure(dict(a=lambda: next(always)), rounds=10, warm_up_s=0.0)["a"]
     assert found["stalled"] and found["reruns"] == timing.RERUNS
-    assert timing.measure(dict(a=lambda: 0.1), rounds=10, warm_up_s=0.0)["a"] | dict(p10=0, p90=0, median=0) == dict(
-        median=0, p10=0, p90=0, rounds=10, reruns=0, stalled=False)
+    assert timing.measure(dict(a=lambda: 0.1), rounds=10, warm_up_s=0.0)["a"] == dict(
+        median=0.1, p10=0.1, p90=0.1, rounds=10, reruns=0, stalled=False, samples=[0.1] * 10)
+
+
+def test_paired_ratios_do_not_see_what_slows_down_a_round():
+    assert timing.paired_ratio([2.0, 20.0, 4.0], [1.0, 10.0, 2.0]) == dict(median=2.0, p10=2.0, p90=2.0, rounds=3)
+    assert timing.paired_ratio([1.0], [1.0, 2.0]) is None
 
 
 def test_every_cold_call_is_preceded_by_a_flush(monkeypatch):
@@ -226,6 +231,8 @@ def test_generate_writes_every_contender_or_why_not(run):
         assert set(row["ms"]) | set(row["not_run"]) == {"quanto", "hqq", "dynamic", "static", "preallocated", "preallocated_grouped", "int4kv"}
         for name, ratio in row["speedup_over"].items():
             assert ratio == pytest.approx(row["ms"][name] / row["ms"]["int4kv"])
+            paired = row["paired_speedup_over"][name]
+            assert (paired is None) == (row["rounds"][name] != row["rounds"]["int4kv"]) and (paired is None or paired["p10"] <= paired["p90"])
         assert all(0 < row["cache_and_attention_ms"][name] for name in row["ms"])
         assert row["best_fp"] == min((n for n in row["ms"] if n not in ("int4kv", "quanto", "hqq")), key=row["ms"].get)
 
