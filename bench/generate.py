@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import timing  # before torch: it pins the threads
-import results
+import output
 import torch
 from baselines import CACHES, DTYPES, make_caches
 from machine import about
@@ -149,7 +149,7 @@ def parse():
     parser.add_argument("--dtype", choices=DTYPES, help="of the model; default: fp32 on the CPU, fp16 on mps, bf16 on cuda")
     parser.add_argument("--threads", type=int, help="of torch; default: torch's own choice")
     parser.add_argument("--rounds", type=int, default=15)
-    results.add_options(parser)
+    output.add_options(parser)
     return parser.parse_args()
 
 
@@ -168,7 +168,7 @@ def main():
             medians = {contender: round(ms, 1) for contender, ms in rows[-1]["ms"].items()}
             print(f"{name}, {prefix} tokens before: {medians}, not run: {rows[-1]['not_run']}", file=sys.stderr)
         del model, known
-    results.finish(rows, arguments)
+    output.finish(rows, arguments)
 
 
 if __name__ == "__main__":

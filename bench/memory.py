@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 
 import timing  # before torch: it pins the threads
-import results
+import output
 import torch
 from baselines import CACHES, DTYPES, make_caches
 from generate import PREFERRED, attending
@@ -130,7 +130,7 @@ def parse():
     parser.add_argument("--device", choices=PREFERRED, default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="of the model; default: fp32 on the CPU, fp16 on mps, bf16 on cuda")
     parser.add_argument("--allocator", choices=("returning", "default"), default="returning", help="what glibc's malloc does with freed memory")
-    results.add_options(parser)
+    output.add_options(parser)
     parser.add_argument("--child", action="store_true", help="measure the one contender and length given, in this process")
     arguments = parser.parse_args()
     arguments.dtype = arguments.dtype or PREFERRED[arguments.device]
@@ -159,7 +159,7 @@ def main():
         shape |= dict(benchmark="memory", model=arguments.model or name, length=length, contender=contender)
         rows.append(shape | found | dict(about=facts))
     compared(rows)
-    results.finish(rows, arguments)
+    output.finish(rows, arguments)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import argparse
 from functools import partial
 
 import timing  # before torch: it pins the threads
-import results
+import output
 import torch
 from attend import stored_chunk
 from baselines import DTYPES
@@ -90,7 +90,7 @@ def parse():
     parser.add_argument("--device", choices=("cpu", "mps", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, help="of torch; default: torch's own choice")
     parser.add_argument("--rounds", type=int, default=timing.ROUNDS)
-    results.add_options(parser)
+    output.add_options(parser)
     return parser.parse_args()
 
 
@@ -108,7 +108,7 @@ def main():
         shared = (arguments.batch, DTYPES[name], config, clock, arguments)
         found = one_token(layout, *shared) if tokens == 1 else prefill(layout, tokens, *shared)
         rows.append(shape | found | dict(about=facts))
-    results.finish(rows, arguments)
+    output.finish(rows, arguments)
 
 
 if __name__ == "__main__":

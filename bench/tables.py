@@ -83,7 +83,8 @@ def paper_change(row: dict) -> str:
 def kind_of(rows) -> str:
     """The script that wrote these results. Raises ValueError for anything else."""
     if not isinstance(rows, list) or not rows or rows[0].get("benchmark") not in KINDS:
-        raise ValueError(f"results are a {type(rows).__name__} without the name of their benchmark; accepted: lists written by {', '.join(KINDS)}")
+        raise ValueError(f"results are a {type(rows).__name__} without the name of their benchmark; "
+                         f"accepted: lists written by {', '.join(KINDS)}")
     return rows[0]["benchmark"]
 
 

@@ -187,7 +187,7 @@ def stalled(times: list[float]) -> bool:
 
 
 def measure(timers: dict, rounds: int = ROUNDS, warm_up_s: float = WARM_UP_S) -> dict[str, dict]:
-    """Spread and samples of every contender in milliseconds. A measurement with stalls is made again, at most RERUNS times; what is left is marked."""
+    """Spread and samples of every contender, ms. A measurement with stalls is made again, at most RERUNS times; what is left is marked."""
     planned = rounds_for(warm_up(timers, warm_up_s), rounds)
     for again in range(RERUNS + 1):
         times = interleave(timers, planned)
