@@ -13,7 +13,7 @@ import sys
 from functools import partial
 
 import timing  # before torch: it pins the threads
-import results
+import output
 import torch
 from baselines import DTYPES, gqa_names, sdpa_contenders
 from machine import about
@@ -73,8 +73,8 @@ def cell(layout, keys: int, batch: int, config, clock, arguments, floors: dict) 
     chunk = stored_chunk(k, v, config)
     contenders = {"int4kv": packed_contender(q.to(DTYPES[arguments.dtype]), chunk, clock)} | sdpa_contenders(q, k, v, clock)
     found = timing.measure({name: clock.timer(calls) for name, calls in contenders.items()}, arguments.rounds)
-    shape = dict(benchmark="attend", device=arguments.device, layout=str(layout), keys=keys, batch=batch, codebook=config.codebook, bits=config.bits,
-                 recent=config.recent, q_dtype=arguments.dtype)
+    shape = dict(benchmark="attend", device=arguments.device, layout=str(layout), keys=keys, batch=batch)
+    shape |= dict(codebook=config.codebook, bits=config.bits, recent=config.recent, q_dtype=arguments.dtype)
     return shape | ratios(found) | roofline(packed_bytes(chunk), layout.flops(keys, batch), found["int4kv"]["median"], floors)
 
 
@@ -114,7 +114,7 @@ def parse():
     parser.add_argument("--dtype", choices=DTYPES, help="of int4kv's q; default: fp32 on the CPU, else fp16")
     parser.add_argument("--threads", type=int, help="of torch; default: torch's own choice")
     parser.add_argument("--rounds", type=int, default=timing.ROUNDS)
-    results.add_options(parser)
+    output.add_options(parser)
     return parser.parse_args()
 
 
@@ -130,7 +130,7 @@ def main():
     for layout, batch, keys in ((x, b, n) for x in arguments.layout for b in arguments.batch for n in arguments.keys):
         rows.append(cell(layout, keys, batch, config, clock, arguments, floors) | dict(about=facts))
         print(f"{layout} {keys} keys, batch {batch}: {rows[-1]['int4kv_ms']:.4g} ms, {rows[-1]['speedup_over_best']:.2f}x", file=sys.stderr)
-    results.finish(rows, arguments)
+    output.finish(rows, arguments)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import timing  # before torch: it pins the threads
-import results
+import output
 import torch
 from baselines import CACHES, DTYPES, make_caches
 from machine import about
@@ -122,12 +122,13 @@ def cell(model, name: str, prefix: int, rows: list[tuple], arguments) -> dict:
 
 
 def ratios(found: dict) -> dict:
-    """Medians, spread, and int4kv against each contender: above 1 means int4kv is faster."""
+    """Medians, spread, and int4kv against each contender, by medians and round by round: above 1 means int4kv is faster."""
     ms = {name: spread["median"] for name, spread in found.items()}
     fp = {name: ms[name] for name in FP if name in ms}
     over = {name: value / ms["int4kv"] for name, value in ms.items() if name != "int4kv"} if "int4kv" in ms else {}
+    paired = {name: timing.paired_ratio(found[name]["samples"], found["int4kv"]["samples"]) for name in over}
     return dict(ms=ms, spread={name: [s["p10"], s["p90"]] for name, s in found.items()}, rounds={name: s["rounds"] for name, s in found.items()},
-                speedup_over=over, best_fp=min(fp, key=fp.get) if fp else None)
+                speedup_over=over, paired_speedup_over=paired, best_fp=min(fp, key=fp.get) if fp else None)
 
 
 def paper_change(row: dict) -> str:
@@ -148,7 +149,7 @@ def parse():
     parser.add_argument("--dtype", choices=DTYPES, help="of the model; default: fp32 on the CPU, fp16 on mps, bf16 on cuda")
     parser.add_argument("--threads", type=int, help="of torch; default: torch's own choice")
     parser.add_argument("--rounds", type=int, default=15)
-    results.add_options(parser)
+    output.add_options(parser)
     return parser.parse_args()
 
 
@@ -167,7 +168,7 @@ def main():
             medians = {contender: round(ms, 1) for contender, ms in rows[-1]["ms"].items()}
             print(f"{name}, {prefix} tokens before: {medians}, not run: {rows[-1]['not_run']}", file=sys.stderr)
         del model, known
-    results.finish(rows, arguments)
+    output.finish(rows, arguments)
 
 
 if __name__ == "__main__":

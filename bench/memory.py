@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 
 import timing  # before torch: it pins the threads
-import results
+import output
 import torch
 from baselines import CACHES, DTYPES, make_caches
 from generate import PREFERRED, attending
@@ -130,7 +130,7 @@ def parse():
     parser.add_argument("--device", choices=PREFERRED, default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="of the model; default: fp32 on the CPU, fp16 on mps, bf16 on cuda")
     parser.add_argument("--allocator", choices=("returning", "default"), default="returning", help="what glibc's malloc does with freed memory")
-    results.add_options(parser)
+    output.add_options(parser)
     parser.add_argument("--child", action="store_true", help="measure the one contender and length given, in this process")
     arguments = parser.parse_args()
     arguments.dtype = arguments.dtype or PREFERRED[arguments.device]
@@ -155,10 +155,11 @@ def main():
         if "not_run" in found:
             print(f"{contender}: {found['not_run']}", file=sys.stderr)
             continue
-        rows.append(dict(benchmark="memory", device=arguments.device, model=arguments.model or name, dtype=arguments.dtype, layers=arguments.layers, chunk=arguments.chunk,
-                         allocator=arguments.allocator, length=length, contender=contender) | found | dict(about=facts))
+        shape = {option: getattr(arguments, option) for option in ("device", "dtype", "layers", "chunk", "allocator")}
+        shape |= dict(benchmark="memory", model=arguments.model or name, length=length, contender=contender)
+        rows.append(shape | found | dict(about=facts))
     compared(rows)
-    results.finish(rows, arguments)
+    output.finish(rows, arguments)
 
 
 if __name__ == "__main__":

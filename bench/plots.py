@@ -4,6 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
+from shapes import model_of, parse_layout
+from tables import kind_of
+
 STYLES = {"int4kv": dict(color="black", linewidth=2.2, zorder=3), "int4kv_growing": dict(color="black", linestyle="--")}
 
 
@@ -55,7 +58,8 @@ def attend(rows: list[dict], file) -> None:
         lines(axis, times, "keys", "ms")
         axis.set(yscale="log", xlabel="keys")
 
-    panels(grouped(rows, lambda row: f"{row['layout']}, batch {row['batch']}"), draw, "ms per call, cold caches", file)
+    groups = grouped(rows, lambda row: f"{model_of(parse_layout(row['layout']))}, batch {row['batch']}")
+    panels(groups, draw, "ms per call, cold caches", file)
 
 
 def quantize(rows: list[dict], file) -> None:
@@ -64,7 +68,8 @@ def quantize(rows: list[dict], file) -> None:
         lines(axis, [row | dict(ms={"int4kv": row["int4kv_ms"], "memcpy": row["memcpy_ms"]}) for row in mine], "tokens", "ms")
         axis.set(yscale="log", xlabel="tokens")
 
-    panels(grouped([row for row in rows if row["tokens"] > 1], lambda row: f"{row['layout']}, {row['dtype']}"), draw, "ms per layer (K and V), cold caches", file)
+    groups = grouped([row for row in rows if row["tokens"] > 1], lambda row: f"{row['layout']}, {row['dtype']}")
+    panels(groups, draw, "ms per layer (K and V), cold caches", file)
 
 
 def generate(rows: list[dict], file) -> None:
@@ -93,7 +98,7 @@ def memory(rows: list[dict], file) -> None:
 def draw(rows: list[dict], file) -> None:
     """The plot of these results, by the benchmark that they name."""
     kinds = dict(attend=attend, quantize=quantize, generate=generate, memory=memory)
-    kinds[rows[0]["benchmark"]](rows, file)
+    kinds[kind_of(rows)](rows, file)
 
 
 def main():

@@ -12,7 +12,7 @@ import argparse
 from functools import partial
 
 import timing  # before torch: it pins the threads
-import results
+import output
 import torch
 from attend import stored_chunk
 from baselines import DTYPES
@@ -90,7 +90,7 @@ def parse():
     parser.add_argument("--device", choices=("cpu", "mps", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, help="of torch; default: torch's own choice")
     parser.add_argument("--rounds", type=int, default=timing.ROUNDS)
-    results.add_options(parser)
+    output.add_options(parser)
     return parser.parse_args()
 
 
@@ -103,11 +103,12 @@ def main():
     clock, facts, rows = timing.clock_for(arguments.device), about(arguments.device), []
     names = arguments.dtype or (["fp32", "bf16"] if arguments.device == "cpu" else ["fp16"])
     for layout, tokens, name in ((x, n, d) for x in arguments.layout for n in arguments.tokens for d in names):
-        shape = dict(benchmark="quantize", device=arguments.device, layout=str(layout), batch=arguments.batch, dtype=name, codebook=config.codebook, bits=config.bits)
+        shape = dict(benchmark="quantize", device=arguments.device, layout=str(layout), batch=arguments.batch, dtype=name)
+        shape |= dict(codebook=config.codebook, bits=config.bits)
         shared = (arguments.batch, DTYPES[name], config, clock, arguments)
         found = one_token(layout, *shared) if tokens == 1 else prefill(layout, tokens, *shared)
         rows.append(shape | found | dict(about=facts))
-    results.finish(rows, arguments)
+    output.finish(rows, arguments)
 
 
 if __name__ == "__main__":

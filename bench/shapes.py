@@ -15,15 +15,6 @@ class Layout(NamedTuple):
     def __str__(self) -> str:
         return f"{self.heads}q{self.kv_heads}kv{self.head_dim}"
 
-    @property
-    def group(self) -> int:
-        """q heads that read one KV head."""
-        return self.heads // self.kv_heads
-
-    def packed_row(self, bits: int = 4, scales: int = 1) -> int:
-        """Bytes of one packed key or value of one head."""
-        return self.head_dim * bits // 8 + 2 * scales
-
     def flops(self, keys: int, batch: int = 1) -> int:
         """Of one decode step: a multiplication and an addition per channel, for q k and for p v."""
         return 4 * batch * self.heads * self.head_dim * keys

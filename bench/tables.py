@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+KINDS = ("attend", "quantize", "generate", "memory")  # the scripts, and row["benchmark"]
 # Change in ms per token against the fp cache, percent, and the prefixes it is stated for: arXiv 2605.05699, abstract (Apple M1, fp16).
 PAPER = {"Gemma-3 1B": ("-3 .. -8", 256, 4096), "Qwen2.5-1.5B": ("-0.7 .. -2.6", 0, 1024)}
 
@@ -42,7 +43,8 @@ ONE_TOKEN = {
 }
 PREFILL = {
     "layout": plain("layout"), "dtype": plain("dtype"), "tokens": plain("tokens"),
-    "int4kv, ms": lambda row: with_spread(row, "int4kv", row["int4kv_ms"]), "memcpy, ms": lambda row: with_spread(row, "memcpy", row["memcpy_ms"]),
+    "int4kv, ms": lambda row: with_spread(row, "int4kv", row["int4kv_ms"]),
+    "memcpy, ms": lambda row: with_spread(row, "memcpy", row["memcpy_ms"]),
     "share of memcpy's speed": plain("share_of_memcpy", ".2f"), "ns a row": plain("ns_per_row", ".0f"),
 }
 MEMORY = {
@@ -65,9 +67,11 @@ def generate_columns(rows: list[dict]) -> dict:
 
 
 def change(row: dict, other: str | None) -> str:
-    """int4kv's ms per token against another contender's, in percent; negative is faster."""
-    over = row["speedup_over"].get(other)
-    return "-" if over is None else f"{100 * (1 / over - 1):+.1f}"
+    """int4kv's ms per token against another contender's, in percent, by medians and paired by rounds; negative is faster."""
+    over, paired = row["speedup_over"].get(other), row["paired_speedup_over"].get(other)
+    if over is None:
+        return "-"
+    return f"{100 * (1 / over - 1):+.1f}" + (f" ({100 * (1 / paired['median'] - 1):+.1f})" if paired else "")
 
 
 def paper_change(row: dict) -> str:
@@ -76,14 +80,22 @@ def paper_change(row: dict) -> str:
     return stated if first <= row["prefix"] <= last else "-"
 
 
+def kind_of(rows) -> str:
+    """The script that wrote these results. Raises ValueError for anything else."""
+    if not isinstance(rows, list) or not rows or rows[0].get("benchmark") not in KINDS:
+        raise ValueError(f"results are a {type(rows).__name__} without the name of their benchmark; "
+                         f"accepted: lists written by {', '.join(KINDS)}")
+    return rows[0]["benchmark"]
+
+
 def tables_of(rows: list[dict]) -> list[tuple]:
     """(title, columns, rows) of each table that these results make."""
-    kind = rows[0]["benchmark"]
+    kind = kind_of(rows)
     if kind == "quantize":
         one, many = ([row for row in rows if (row["tokens"] == 1) == single] for single in (True, False))
         return [(title, *rest) for title, *rest in (("one token", ONE_TOKEN, one), ("prefill", PREFILL, many)) if rest[1]]
     if kind == "generate":
-        return [("ms per token (in cache and attention)", generate_columns(rows), rows)]
+        return [("ms per token (in cache and attention); changes by medians (paired by rounds)", generate_columns(rows), rows)]
     if kind == "memory":
         return [("above the loaded model", MEMORY, rows)]
     return [("one decode step of attention", ATTEND, rows), ("roofline", ROOFLINE, rows)]

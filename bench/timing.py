@@ -187,13 +187,13 @@ def stalled(times: list[float]) -> bool:
 
 
 def measure(timers: dict, rounds: int = ROUNDS, warm_up_s: float = WARM_UP_S) -> dict[str, dict]:
-    """Spread of every contender in milliseconds. A measurement with stalls is made again, at most RERUNS times; what is left is marked."""
+    """Spread and samples of every contender, ms. A measurement with stalls is made again, at most RERUNS times; what is left is marked."""
     planned = rounds_for(warm_up(timers, warm_up_s), rounds)
     for again in range(RERUNS + 1):
         times = interleave(timers, planned)
         if not any(map(stalled, times.values())):
             break
-    return {name: spread(t) | dict(reruns=again, stalled=stalled(t)) for name, t in times.items()}
+    return {name: spread(t) | dict(reruns=again, stalled=stalled(t), samples=t) for name, t in times.items()}
 
 
 def best_seconds(device: str, call, times: int = 4) -> float:
@@ -208,6 +208,11 @@ def best_seconds(device: str, call, times: int = 4) -> float:
     return best
 
 
+def paired_ratio(theirs: list[float], ours: list[float]) -> dict | None:
+    """Spread of their samples over ours, round by round: what slows down a whole round drops out. None where the rounds differ."""
+    return spread([a / b for a, b in zip(theirs, ours)]) if len(theirs) == len(ours) else None
+
+
 def read_bandwidth(device: str, nbytes: int | None = None) -> float:
     """GB/s of reading a buffer far beyond the caches, the best of some of torch's reductions: a lower bound of what the memory gives."""
     buffer = torch.ones((nbytes or (2**33 if device == "cuda" else 2**29)) // 8, dtype=torch.int64, device=device)
@@ -220,4 +225,4 @@ def arithmetic_rate(device: str, dtype: torch.dtype = torch.float32) -> float:
     """GFLOP/s of a square matrix product: what the arithmetic units give to code as good as a BLAS."""
     size = 8192 if device == "cuda" else 1536
     a = torch.ones(size, size, dtype=dtype, device=device)
-    return 2 * size**3 / best_seconds(device, lambda: torch.mm(a, a)) / 1e9
+    return 2 * size**3 / best_seconds(device, lambda: torch.mm(a, a), times=10) / 1e9

@@ -91,8 +91,13 @@ def test_measurements_with_stalls_are_made_again_and_marked():
     always = iter([0.1, 8.1] * 100)
     found = timing.measure(dict(a=lambda: next(always)), rounds=10, warm_up_s=0.0)["a"]
     assert found["stalled"] and found["reruns"] == timing.RERUNS
-    assert timing.measure(dict(a=lambda: 0.1), rounds=10, warm_up_s=0.0)["a"] | dict(p10=0, p90=0, median=0) == dict(
-        median=0, p10=0, p90=0, rounds=10, reruns=0, stalled=False)
+    assert timing.measure(dict(a=lambda: 0.1), rounds=10, warm_up_s=0.0)["a"] == dict(
+        median=0.1, p10=0.1, p90=0.1, rounds=10, reruns=0, stalled=False, samples=[0.1] * 10)
+
+
+def test_paired_ratios_do_not_see_what_slows_down_a_round():
+    assert timing.paired_ratio([2.0, 20.0, 4.0], [1.0, 10.0, 2.0]) == dict(median=2.0, p10=2.0, p90=2.0, rounds=3)
+    assert timing.paired_ratio([1.0], [1.0, 2.0]) is None
 
 
 def test_every_cold_call_is_preceded_by_a_flush(monkeypatch):
@@ -126,7 +131,7 @@ def test_other_clocks_cycle_through_more_than_their_caches():
 def test_layouts_have_names():
     for name, layout in shapes.MODELS.items():
         assert shapes.parse_layout(str(layout)) == layout == shapes.parse_layout(name) and shapes.model_of(layout) == name
-    assert shapes.parse_layout("12q2kv128").packed_row() == 66 and shapes.parse_layout("12q2kv128").flops(10) == 4 * 12 * 128 * 10
+    assert shapes.parse_layout("12q2kv128").flops(10, batch=2) == 4 * 2 * 12 * 128 * 10
     for wrong in ("12q5kv128", "12q128", "0q0kv64"):
         with pytest.raises(argparse.ArgumentTypeError, match=f"layout is '{wrong}'; accepted: like 12q2kv128"):
             shapes.parse_layout(wrong)
@@ -161,7 +166,7 @@ def test_the_packed_call_is_the_one_that_the_cache_makes(monkeypatch):
     seen = {}
     monkeypatch.setattr(ops, "attend", lambda *args, **kwargs: seen.update(args=args, kwargs=kwargs))
     attend_chunk(q, chunk, None, q.shape[-1] ** -0.5)
-    assert len(seen["args"]) == len(positional) and all(a is b for a, b in zip(seen["args"][:5], positional)) and seen["args"][5:] == (0, 200, 0.125)
+    assert all(a is b for a, b in zip(seen["args"][:5], positional)) and list(seen["args"][5:]) == positional[5:] == [0, 200, 0.125]
     defaults = dict(v_centre=None, mask=None, causal=True, window=0, softcap=0.0)
     assert set(seen["kwargs"]) == set(named) | set(defaults)
     assert all(value is (named | defaults)[name] or value == defaults[name] for name, value in seen["kwargs"].items())
@@ -226,6 +231,8 @@ def test_generate_writes_every_contender_or_why_not(run):
         assert set(row["ms"]) | set(row["not_run"]) == {"quanto", "hqq", "dynamic", "static", "preallocated", "preallocated_grouped", "int4kv"}
         for name, ratio in row["speedup_over"].items():
             assert ratio == pytest.approx(row["ms"][name] / row["ms"]["int4kv"])
+            paired = row["paired_speedup_over"][name]
+            assert (paired is None) == (row["rounds"][name] != row["rounds"]["int4kv"]) and (paired is None or paired["p10"] <= paired["p90"])
         assert all(0 < row["cache_and_attention_ms"][name] for name in row["ms"])
         assert row["best_fp"] == min((n for n in row["ms"] if n not in ("int4kv", "quanto", "hqq")), key=row["ms"].get)
 
@@ -244,6 +251,8 @@ def test_results_can_be_drawn_again(run, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["plots.py", str(tmp_path / "attend.json"), str(tmp_path / "again.svg")])
     plots.main()
     assert "<svg" in (tmp_path / "again.svg").read_text()
+    with pytest.raises(ValueError, match="results are a dict without the name of their benchmark; accepted: lists written by attend, quantize"):
+        plots.draw(dict(rows=[]), tmp_path / "none.png")
 
 
 def test_results_make_markdown_tables(run, tmp_path, monkeypatch, capsys):
