@@ -92,7 +92,7 @@ def hadamard_signs(head_dim: int, device: torch.device | str = "cpu") -> torch.T
 
 
 def hadamard(x: torch.Tensor, block: int | None = None) -> torch.Tensor:
-    """H x / sqrt(block) over blocks of the last dimension, butterflies 1, 2, 4, ... apart, as csrc/cpu/rotation.cpp does them."""
+    """H x / sqrt(block) over blocks of the last dimension, butterflies 1, 2, 4, ... apart, as csrc/cpu/kernels/rotate.h does them."""
     head_dim = x.shape[-1]
     block, half = block or head_dim & -head_dim, 1
     norm = 1.0 / torch.tensor(float(block), dtype=x.dtype).sqrt()
@@ -104,7 +104,7 @@ def hadamard(x: torch.Tensor, block: int | None = None) -> torch.Tensor:
 
 
 def dense(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """matrix x over the last dimension, channel after channel as csrc/cpu/rotation.cpp adds them; matrix [(heads,) head_dim, head_dim]."""
+    """matrix x over the last dimension, channel after channel as csrc/cpu/kernels/rotate.h adds them; matrix [(heads,) head_dim, head_dim]."""
     y = torch.zeros_like(x)
     for j in range(x.shape[-1]):
         y = y + matrix[..., None, :, j] * x[..., j : j + 1]

@@ -48,17 +48,27 @@ inline void accumulate_codes(const Tile& tile, const Weights& weights, QueryBloc
   }
 }
 
-// Of plain rows, fp32: `tokens` lists those that all `rows` rows see.
+// Of plain rows, fp32: `tokens` lists those that all `rows` rows see. Two vectors of channels share a weight's broadcast.
 template <int rows>
 inline void accumulate_rows(const Tile& tile, const Weights& weights, int first, const int* tokens, int count, QueryBlock& block) {
-  for (int c = 0; c < tile.head_dim; c += kLanes) {
-    Floats sums[rows];
-    for (int r = 0; r < rows; ++r) sums[r] = load(block.o[first + r] + c) * weights.rescale[first + r];
-    for (int i = 0; i < count; ++i) {
-      const Floats value = load(tile.v.rows[tokens[i]] + c);
-      for (int r = 0; r < rows; ++r) sums[r] = fma(splat(weights.p[first + r][tokens[i]]), value, sums[r]);
+  for (int c = 0; c < tile.head_dim; c += 2 * kLanes) {
+    Floats low[rows], high[rows];
+    for (int r = 0; r < rows; ++r) {
+      low[r] = load(block.o[first + r] + c) * weights.rescale[first + r];
+      high[r] = load(block.o[first + r] + c + kLanes) * weights.rescale[first + r];
     }
-    for (int r = 0; r < rows; ++r) store(block.o[first + r] + c, sums[r]);
+    for (int i = 0; i < count; ++i) {
+      const float* value = tile.v.rows[tokens[i]] + c;
+      for (int r = 0; r < rows; ++r) {
+        const Floats weight = splat(weights.p[first + r][tokens[i]]);
+        low[r] = fma(weight, load(value), low[r]);
+        high[r] = fma(weight, load(value + kLanes), high[r]);
+      }
+    }
+    for (int r = 0; r < rows; ++r) {
+      store(block.o[first + r] + c, low[r]);
+      store(block.o[first + r] + c + kLanes, high[r]);
+    }
   }
 }
 

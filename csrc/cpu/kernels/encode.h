@@ -38,7 +38,7 @@ inline void store_scales(GroupScale found, bool with_minimum, uint16_t* scales) 
 }
 
 inline void encode(const float* row, const Packing& by, uint8_t* codes, uint16_t* scales) {
-  alignas(64) uint8_t code[INT4KV_MAX_HEAD_DIM];
+  alignas(64) uint8_t code[INT4KV_MAX_HEAD_DIM + kStep];  // a group may write a whole step
   const bool with_minimum = by.codebook == INT4KV_ASYMMETRIC;
   for (int64_t c = 0; c < by.head_dim; c += by.group_size, scales += with_minimum ? 2 : 1) {
     store_scales(encode_group(row + c, by, code + c), with_minimum, scales);

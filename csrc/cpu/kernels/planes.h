@@ -1,5 +1,6 @@
 // Codes, a byte each, to and from the planes of a packed row: ../../format.h draws them. Eight codes at a time in 64-bit integers, lowest
-// byte first as in memory; no byte's bits reach the next one.
+// byte first as in memory, two of them side by side; no byte's bits reach the next one.
+typedef uint64_t Sixteen __attribute__((vector_size(16)));
 constexpr uint64_t kEachByte = 0x0101010101010101u;
 
 inline uint64_t load_eight(const uint8_t* x) {
@@ -8,20 +9,18 @@ inline uint64_t load_eight(const uint8_t* x) {
   return eight;
 }
 
-// Channels i (low) and 16 + i (high) of a unit as nibbles, for eight i.
-inline uint64_t pair_channels(const uint8_t* codes, int position, uint64_t mask) {
-  return (load_eight(codes) >> position & mask) | (load_eight(codes + INT4KV_UNIT / 2) >> position & mask) << 4;
-}
-
 // One plane of kWidth bits, which are bits position .. position + kWidth of each code.
 template <int kWidth>
 void pack_plane(const uint8_t* codes, int64_t head_dim, int position, uint8_t* plane) {
   constexpr uint64_t kMask = kEachByte * ((1 << kWidth) - 1);
   for (int64_t c = 0; c < head_dim; c += INT4KV_UNIT, plane += 4 * kWidth) {
-    uint64_t pairs[2] = {pair_channels(codes + c, position, kMask), pair_channels(codes + c + 8, position, kMask)};
+    Sixteen low, high;
+    std::memcpy(&low, codes + c, 16);
+    std::memcpy(&high, codes + c + 16, 16);
+    Sixteen pairs = (low >> position & kMask) | (high >> position & kMask) << 4;
     if (kWidth < 4) pairs[0] |= pairs[1] << 2;
     if (kWidth < 2) pairs[0] |= pairs[0] >> 32 << 1;
-    std::memcpy(plane, pairs, 4 * kWidth);
+    std::memcpy(plane, &pairs, 4 * kWidth);
   }
 }
 

@@ -32,51 +32,52 @@ inline void butterflies_between(Floats* x) {
 }
 
 // kCount vectors side by side, a whole block or the start of one.
-template <int kCount, typename Before>
-inline void first_butterflies(float* row, int64_t c, Before before) {
+template <int kCount, typename Before, typename After>
+inline void first_butterflies(float* row, int64_t c, Before before, After after) {
   Floats y[kCount];
 #pragma GCC unroll 16
   for (int i = 0; i < kCount; ++i) y[i] = butterflies_within(before(load(row + c + i * kLanes), c + i * kLanes), kLanes);
   butterflies_between<kCount>(y);
 #pragma GCC unroll 16
-  for (int i = 0; i < kCount; ++i) store(row + c + i * kLanes, y[i]);
+  for (int i = 0; i < kCount; ++i) store(row + c + i * kLanes, after(y[i], c + i * kLanes));
 }
 
 // kCount vectors kSums apart, for each of kSums.
-template <int kCount>
-inline void last_butterflies(float* x) {
-  for (int64_t c = 0; c < kSums * kLanes; c += kLanes) {
+template <int kCount, typename After>
+inline void last_butterflies(float* row, int64_t block, After after) {
+  for (int64_t c = block; c < block + kSums * kLanes; c += kLanes) {
     Floats y[kCount];
 #pragma GCC unroll 8
-    for (int i = 0; i < kCount; ++i) y[i] = load(x + c + i * kSums * kLanes);
+    for (int i = 0; i < kCount; ++i) y[i] = load(row + c + i * kSums * kLanes);
     butterflies_between<kCount>(y);
 #pragma GCC unroll 8
-    for (int i = 0; i < kCount; ++i) store(x + c + i * kSums * kLanes, y[i]);
+    for (int i = 0; i < kCount; ++i) store(row + c + i * kSums * kLanes, after(y[i], c + i * kSums * kLanes));
   }
 }
 
-template <int kCount, typename Before>
-void butterflies(float* row, int64_t head_dim, Before before) {
-  constexpr int kFirst = kCount < kSums ? kCount : kSums;
-  for (int64_t c = 0; c < head_dim; c += kFirst * kLanes) first_butterflies<kFirst>(row, c, before);
-  if constexpr (kCount > kFirst) {
-    for (int64_t c = 0; c < head_dim; c += kCount * kLanes) last_butterflies<kCount / kFirst>(row + c);
+template <int kCount, typename Before, typename After>
+void butterflies(float* row, int64_t head_dim, Before before, After after) {
+  if constexpr (kCount <= kSums) {
+    for (int64_t c = 0; c < head_dim; c += kCount * kLanes) first_butterflies<kCount>(row, c, before, after);
+  } else {
+    for (int64_t c = 0; c < head_dim; c += kSums * kLanes) first_butterflies<kSums>(row, c, before, [](Floats x, int64_t) { return x; });
+    for (int64_t c = 0; c < head_dim; c += kCount * kLanes) last_butterflies<kCount / kSums>(row, c, after);
   }
 }
 
-// row = H before(row, channel).
-template <typename Before>
-void hadamard(float* row, int64_t head_dim, int64_t block, Before before) {
+// row = after(H before(row)), in blocks; before and after take a vector and its first channel.
+template <typename Before, typename After>
+void hadamard(float* row, int64_t head_dim, int64_t block, Before before, After after) {
   switch (block / kLanes) {
-    case 1: return butterflies<1>(row, head_dim, before);
-    case 2: return butterflies<2>(row, head_dim, before);
-    case 4: return butterflies<4>(row, head_dim, before);
-    case 8: return butterflies<8>(row, head_dim, before);
-    case 16: return butterflies<16>(row, head_dim, before);
-    case 32: return butterflies<32>(row, head_dim, before);
-    case 64: return butterflies<64>(row, head_dim, before);
+    case 1: return butterflies<1>(row, head_dim, before, after);
+    case 2: return butterflies<2>(row, head_dim, before, after);
+    case 4: return butterflies<4>(row, head_dim, before, after);
+    case 8: return butterflies<8>(row, head_dim, before, after);
+    case 16: return butterflies<16>(row, head_dim, before, after);
+    case 32: return butterflies<32>(row, head_dim, before, after);
+    case 64: return butterflies<64>(row, head_dim, before, after);
   }
-  for (int64_t c = 0; c < head_dim; c += kLanes) store(row + c, butterflies_within(before(load(row + c), c), block));
+  for (int64_t c = 0; c < head_dim; c += kLanes) store(row + c, after(butterflies_within(before(load(row + c), c), block), c));
 }
 
 inline float norm_of(int64_t block) {
@@ -84,15 +85,13 @@ inline float norm_of(int64_t block) {
 }
 
 inline void rotate(float* row, int64_t head_dim, int64_t block, const float* signs) {
-  hadamard(row, head_dim, block, [signs](Floats x, int64_t c) { return x * load(signs + c); });
-  const float norm = norm_of(block);
-  for (int64_t c = 0; c < head_dim; c += kLanes) store(row + c, load(row + c) * norm);
+  const auto with_signs = [signs](Floats x, int64_t c) { return x * load(signs + c); };
+  hadamard(row, head_dim, block, with_signs, [norm = norm_of(block)](Floats x, int64_t) { return x * norm; });
 }
 
 inline void unrotate(float* row, int64_t head_dim, int64_t block, const float* signs) {
-  hadamard(row, head_dim, block, [](Floats x, int64_t) { return x; });
-  const float norm = norm_of(block);
-  for (int64_t c = 0; c < head_dim; c += kLanes) store(row + c, load(row + c) * norm * load(signs + c));
+  const auto with_signs = [signs, norm = norm_of(block)](Floats x, int64_t c) { return x * norm * load(signs + c); };
+  hadamard(row, head_dim, block, [](Floats x, int64_t) { return x; }, with_signs);
 }
 
 template <int kApart, bool kUpper, int... kLane>

@@ -2,6 +2,7 @@
 constexpr int kLanes = 8;
 constexpr int kSums = 8;  // vectors of sums that stay in registers beside what they are made of
 constexpr int kCopies = kLanes;  // of a number that multiplies a vector: a load is cheaper than a broadcast
+constexpr bool kQuickLookup = true;  // lookup takes one instruction
 #include "vectors.h"
 
 typedef __m256i Table;
@@ -61,6 +62,14 @@ inline void scatter_bytes(Ints x, Ints* out) {
   out[1] = (Ints)_mm256_unpackhi_epi16(low, (__m256i)Ints{});
   out[2] = (Ints)_mm256_unpacklo_epi16(high, (__m256i)Ints{});
   out[3] = (Ints)_mm256_unpackhi_epi16(high, (__m256i)Ints{});
+}
+
+inline void store_gathered(uint8_t* to, Ints x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32((__m256i)x, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+}
+
+inline Ints dot4(Ints sum, Ints a, Ints b) {
+  return sum + (Ints)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)a, (__m256i)b), _mm256_set1_epi16(1));
 }
 
 inline __m128i load_unit(const uint8_t* row, int64_t at) {

@@ -2,6 +2,7 @@
 constexpr int kLanes = 16;
 constexpr int kSums = 16;
 constexpr int kCopies = 1;  // of a number that multiplies a vector: instructions broadcast from memory themselves
+constexpr bool kQuickLookup = true;  // lookup takes one instruction
 #include "vectors.h"
 
 typedef __m512i Table;
@@ -56,6 +57,15 @@ inline void scatter_bytes(Ints x, Ints* out) {
   out[1] = (Ints)_mm512_unpackhi_epi16(low, (__m512i)Ints{});
   out[2] = (Ints)_mm512_unpacklo_epi16(high, (__m512i)Ints{});
   out[3] = (Ints)_mm512_unpackhi_epi16(high, (__m512i)Ints{});
+}
+
+// The packs work on every fourth of a register: its dwords are those of a, b, c and d in turn.
+inline void store_gathered(uint8_t* to, Ints x) {
+  store(reinterpret_cast<int32_t*>(to), __builtin_shufflevector(x, x, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+}
+
+inline Ints dot4(Ints sum, Ints a, Ints b) {
+  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
 }
 
 inline __m128i load_unit(const uint8_t* row, int64_t at) {

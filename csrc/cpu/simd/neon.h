@@ -2,6 +2,7 @@
 constexpr int kLanes = 4;
 constexpr int kSums = 16;
 constexpr int kCopies = kLanes;  // of a number that multiplies a vector: a load is cheaper than a broadcast
+constexpr bool kQuickLookup = true;  // lookup takes one instruction
 #include "vectors.h"
 
 typedef uint8x16_t Table;
@@ -63,6 +64,16 @@ inline void scatter_bytes(Ints x, Ints* out) {
   out[1] = (Ints)vmovl_high_u16(low);
   out[2] = (Ints)vmovl_u16(vget_low_u16(high));
   out[3] = (Ints)vmovl_high_u16(high);
+}
+
+inline void store_gathered(uint8_t* to, Ints x) {
+  vst1q_u8(to, (uint8x16_t)x);
+}
+
+inline Ints dot4(Ints sum, Ints a, Ints b) {
+  const uint8x16_t x = (uint8x16_t)a, y = (uint8x16_t)b;
+  const uint32x4_t low = vpaddlq_u16(vmull_u8(vget_low_u8(x), vget_low_u8(y))), high = vpaddlq_u16(vmull_high_u8(x, y));
+  return sum + (Ints)vpaddq_u32(low, high);
 }
 
 inline void transpose(const uint8_t* const* rows, int64_t at, Ints* out) {

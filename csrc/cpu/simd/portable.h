@@ -2,6 +2,7 @@
 constexpr int kLanes = 4;
 constexpr int kSums = 8;
 constexpr int kCopies = kLanes;  // of a number that multiplies a vector: a load is cheaper than a broadcast
+constexpr bool kQuickLookup = false;  // lookup takes one instruction
 #include "vectors.h"
 
 typedef int16_t SignedShorts __attribute__((vector_size(16)));
@@ -71,6 +72,16 @@ inline Ints gather_bytes(Ints a, Ints b, Ints c, Ints d) {
 
 inline void scatter_bytes(Ints x, Ints* out) {
   for (int i = 0; i < 4; ++i) out[i] = x >> 8 * i & 255;
+}
+
+inline void store_gathered(uint8_t* to, Ints x) {
+  Ints each[4];
+  scatter_bytes(x, each);
+  for (int i = 0; i < 4; ++i) store_bytes(to + i * kLanes, each[i]);
+}
+
+inline Ints dot4(Ints sum, Ints a, Ints b) {
+  return dot2(dot2(sum, even_bytes(a), even_bytes(b)), odd_bytes(a), odd_bytes(b));
 }
 
 // To nearest even: a subnormal one by adding 0.5, whose last bit is worth what theirs is; the others in integers.

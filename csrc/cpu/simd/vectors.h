@@ -10,7 +10,8 @@
 //   store_halves(to, x)       as fp16, to nearest even; of a NaN only that it is one
 //   load_shorts(x)            kLanes unsigned 16-bit integers; load_bytes(x) of 8 bits; store_shorts(to, x), store_bytes(to, x) of integers that fit
 //   gather_bytes(a, b, c, d)  0 .. 2^15 - 1, those beyond 255 as 255, as one vector of bytes in an order of the set's own
-//   scatter_bytes(x, out)     the four vectors again
+//   scatter_bytes(x, out)     the four vectors again; store_gathered(to, x) their bytes, a's first
+//   dot4(sum, a, b)           sum + the products of the four bytes of each lane, all under 128
 //   sum(x), largest(x)        over the lanes; largest passes over NaN
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Shorts __attribute__((vector_size(4 * kLanes)));
