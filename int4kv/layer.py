@@ -26,14 +26,26 @@ class Int4Layer(PackedStorage, CacheLayerMixin):
 
     def update(self, key_states, value_states, *args, **kwargs):
         """Store a chunk. Returns a PackedChunk twice under int4kv attention, else dense keys and values."""
-        self._check_chunk(key_states, value_states)
-        if not self.is_initialized:
-            self.fix_shape(key_states)
-        with torch.inference_mode(False), torch.no_grad():  # buffers outlive the mode they are made in
-            chunk = self.store(key_states, value_states)
+        if self._is_next(key_states, value_states):
+            chunk = self.store_next(key_states, value_states)
+        else:
+            chunk = self._store_checked(key_states, value_states)
         if getattr(self.model_config, "_attn_implementation", "int4kv") == "int4kv":
             return chunk, chunk
         return self.dense(chunk)
+
+    def _is_next(self, k, v):
+        """Whether this is the token that self.next was made for: its shape and dtype have been checked before."""
+        step = self.next
+        return (step is not None and self.length < step.until and k.shape == step.shape == v.shape
+                and k.dtype is step.dtype is v.dtype and not torch.is_grad_enabled())
+
+    def _store_checked(self, k, v):
+        self._check_chunk(k, v)
+        if not self.is_initialized:
+            self.fix_shape(k)
+        with torch.inference_mode(False), torch.no_grad():  # buffers outlive the mode they are made in
+            return self.store(k, v)
 
     def _check_chunk(self, k, v):
         for name, x in (("key_states", k), ("value_states", v)):
@@ -102,7 +114,7 @@ class Int4Layer(PackedStorage, CacheLayerMixin):
 
     def activate_past_recording(self):
         """Keep what crops back to the last one need, up to 256 tokens: assisted decoding calls this."""
-        self.record_past, self.anchor = True, self.length
+        self.record_past, self.anchor, self.next = True, self.length, None
 
     def reset(self):
         """Forget everything; buffers are released."""

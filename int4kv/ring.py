@@ -11,10 +11,7 @@ class TokenRing:
 
     def __init__(self, tensors: list[torch.Tensor], start: int = 0):
         self.tensors, self.start = tensors, start
-
-    @property
-    def capacity(self) -> int:
-        return self.tensors[0].shape[2]
+        self.capacity = tensors[0].shape[2]
 
     @property
     def nbytes(self) -> int:
@@ -23,6 +20,11 @@ class TokenRing:
     def wrote(self, begin: int, first: int, end: int) -> None:
         """Account for tokens first .. end written behind a sequence of length begin; what they overwrote is gone."""
         self.start = max(first if first > begin else min(self.start, first), end - self.capacity)
+
+    def advance(self, end: int) -> None:
+        """wrote() for the one token before end."""
+        if end - self.start > self.capacity:
+            self.start = end - self.capacity
 
     def resized(self, capacity: int, end: int) -> "TokenRing":
         """A ring of another capacity with the newest tokens before end that both can hold."""
