@@ -162,6 +162,7 @@ def main():
     parser.add_argument("--json", help="write the results here")
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     with torch.inference_mode():
         rows = {layout: measure(contenders(layout)) for layout in arguments.layout}
     print(table(rows))

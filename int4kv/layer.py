@@ -8,6 +8,8 @@ from .config import Int4KVConfig, is_floating
 from .side import K, V
 from .storage import PackedChunk, PackedStorage
 
+ATTENTION = "_attn_implementation_internal"  # where transformers' configs keep what their property _attn_implementation says
+
 
 class Int4Layer(PackedStorage, CacheLayerMixin):
     """update() takes keys and values [batch, num_key_value_heads, tokens, head_dim], float32, float16 or bfloat16."""
@@ -20,6 +22,7 @@ class Int4Layer(PackedStorage, CacheLayerMixin):
         CacheLayerMixin.__init__(self)
         PackedStorage.__init__(self, config, sliding_window, layer_idx, num_layers)
         self.model_config = model_config
+        self._attention_name = ATTENTION if hasattr(model_config, ATTENTION) else "_attn_implementation"
 
     def lazy_initialization(self, key_states, value_states=None):
         self.fix_shape(key_states)
@@ -30,15 +33,17 @@ class Int4Layer(PackedStorage, CacheLayerMixin):
             chunk = self.store_next(key_states, value_states)
         else:
             chunk = self._store_checked(key_states, value_states)
-        if getattr(self.model_config, "_attn_implementation", "int4kv") == "int4kv":
-            return chunk, chunk
-        return self.dense(chunk)
+        return (chunk, chunk) if self._attention() == "int4kv" else self.dense(chunk)
 
     def _is_next(self, k, v):
         """Whether this is the token that self.next was made for: its shape and dtype have been checked before."""
         step = self.next
         return (step is not None and self.length < step.until and k.shape == step.shape == v.shape
                 and k.dtype is step.dtype is v.dtype and not torch.is_grad_enabled())
+
+    def _attention(self):
+        """The attention function that the model uses now. A config's own attribute lookup would take 3 us, as long as all the rest."""
+        return "int4kv" if self.model_config is None else object.__getattribute__(self.model_config, self._attention_name)
 
     def _store_checked(self, k, v):
         self._check_chunk(k, v)
