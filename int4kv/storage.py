@@ -12,10 +12,11 @@ import torch
 from . import ops
 from .centre import EarlyRows
 from .config import ROLLBACK, Int4KVConfig
-from .ring import TokenRing
+from .ring import TokenRing, new_rows
 from .side import K, V, sides_of
 
 GROWTH = 256  # tokens that a growing layer starts with
+DOUBLED = 8192  # tokens up to which it doubles; from there on it grows by a quarter, so that a fifth at most stands empty
 RECORDED_ROLLBACK = 256  # tokens that a crop may take back at most while past states are recorded
 
 
@@ -122,12 +123,12 @@ class PackedStorage:
 
     def _write_options(self, recent):
         return _given(k_centre=self.centres[K], v_centre=self.centres[V], codebook=self.config.codebook,
-                      k_rotation=self.sides[K].rotation.write, v_rotation=self.sides[V].rotation.write, **_rows("recent", recent))
+                      k_rotation=self.sides[K].rotation.write, v_rotation=self.sides[V].rotation.write, **_exact_rows("recent", recent))
 
     def _read_options(self, recent, recent_window):
         return _given(v_centre=self.centres[V], codebook=self.config.codebook, window=self.sliding_window,
                       k_rotation=self.sides[K].rotation.read, v_rotation=self.sides[V].rotation.read,
-                      recent_window=recent_window or None, **_rows("recent", recent), **_rows("sink", self.sink))
+                      recent_window=recent_window or None, **_exact_rows("recent", recent), **_exact_rows("sink", self.sink))
 
     def _keep_newest(self, codes, recent, begin, first, end):
         for mine, written in ((self.codes, codes), (self.recent, recent)):
@@ -178,8 +179,8 @@ class PackedStorage:
             self.sink = TokenRing(self._new_rows(self.config.sinks)) if self.config.sinks and not self.is_sliding else None
         needed = self.sliding_window - 1 + rollback if self.is_sliding else end
         if needed > self.codes.capacity:
-            grown = needed if self.is_sliding else max(needed, 2 * self.codes.capacity)
-            self.codes = self.codes.resized(min(grown, self.config.max_cache_len or grown), self.length)
+            grown = needed if self.is_sliding else max(needed, _grown(self.codes.capacity))
+            self.codes.resize(min(grown, self.config.max_cache_len or grown), self.length)
         self._reserve_recent(end, rollback)
 
     def _reserve_recent(self, end, rollback):
@@ -189,7 +190,7 @@ class PackedStorage:
         elif self.recent is None:
             self.recent = TokenRing(self._new_rows(window + rollback), start=self.length)
         elif window + rollback > self.recent.capacity or (self.config.start and window + rollback < self.recent.capacity):
-            self.recent = self.recent.resized(window + rollback, self.length)
+            self.recent.resize(window + rollback, self.length)
 
     def _capacity(self, end, rollback):
         if self.is_sliding:
@@ -200,15 +201,15 @@ class PackedStorage:
         held = []
         for side in self.sides:
             width, numbers, dtype = side.row_sizes(self.dtype)
-            held += [self._zeros(capacity, width, dtype), self._zeros(capacity, numbers, torch.float16)]
+            held += [self._rows(capacity, width, dtype), self._rows(capacity, numbers, torch.float16)]
         return held
 
     def _new_rows(self, rows):
         dtype = self.dtype if self.config.is_exact else torch.float16
-        return [self._zeros(rows, self.head_dim, dtype) for _ in self.sides]
+        return [self._rows(rows, self.head_dim, dtype) for _ in self.sides]
 
-    def _zeros(self, rows, width, dtype):
-        return torch.zeros(self.batch_size, self.num_heads, rows, width, dtype=dtype, device=self.device)
+    def _rows(self, capacity, width, dtype):
+        return new_rows(self.batch_size, self.num_heads, capacity, width, dtype, self.device)
 
     def _room(self, ring, visible, begin):
         """The ring itself, or for a chunk that would overwrite what it still reads a transient larger copy."""
@@ -268,7 +269,11 @@ class PackedStorage:
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
 
-def _rows(name, ring):
+def _grown(capacity):
+    return 2 * capacity if capacity < DOUBLED else capacity + capacity // 4
+
+
+def _exact_rows(name, ring):
     return {} if ring is None else {f"k_{name}": ring.tensors[K], f"v_{name}": ring.tensors[V]}
 
 
