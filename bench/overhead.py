@@ -3,11 +3,10 @@
     OMP_NUM_THREADS=1 python bench/overhead.py --json bench/results/overhead.json
 
 One token goes through update and the attention function, as a model's attention module calls them.
-Python: the step with torch.cat, SDPA, quantize_kv and attend replaced by functions that return an earlier result, so that arguments, checks,
-bookkeeping and views are left. Dispatch: those calls themselves, with as little to do as they accept: no new tokens, no queries; one key and one query
-for SDPA, which takes a slower way without. Rounds of 200 steps, the contenders in turn, CPU time: medians and 10th to 90th percentile over rounds.
-The least round stands
-first: what other processes on the machine do to a round is left out of it. Bytecodes are counted.
+Python: the step with torch.cat, SDPA, quantize_kv and attend replaced by functions that return an earlier result, so that arguments,
+checks, bookkeeping and views are left. Dispatch: those calls themselves, with as little to do as they accept: no new tokens, no queries;
+one key and one query for SDPA, which takes a slower way without. Rounds of 200 steps, the contenders in turn, CPU time: the least round,
+which leaves out what other processes do to one, median and 10th to 90th percentile over rounds. Bytecodes are counted.
 """
 
 import argparse

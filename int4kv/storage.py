@@ -109,9 +109,9 @@ class PackedStorage:
         config, length = self.config, self.length
         unsettled = self.early is not None or self.record_past or length < max(config.start + 1, config.sinks)
         if not unsettled and not config.check_finite:
-            self.next = NextToken((self.batch_size, self.num_heads, 1, self.head_dim), self.dtype,
-                                  float("inf") if self.is_sliding else self.codes.capacity,
-                                  self._write_options(self.recent), self._read_options(self.recent, config.exact_window(length + 1)))
+            room = (config.max_cache_len or float("inf")) if self.is_sliding else self.codes.capacity
+            self.next = NextToken((self.batch_size, self.num_heads, 1, self.head_dim), self.dtype, room, self._write_options(self.recent),
+                                  self._read_options(self.recent, config.exact_window(length + 1)))
 
     def _write(self, k, v, codes, recent, position):
         ops.quantize_kv(k, v, *codes.tensors, position, **self._write_options(recent))

@@ -57,6 +57,15 @@ def test_bad_chunks_are_refused_before_anything_is_written():
     assert all(torch.equal(before[name], t) for name, t in target.tensors().items())
 
 
+@pytest.mark.parametrize("window", [None, 5])
+def test_a_single_token_beyond_max_cache_len_is_refused(window):
+    target = layer(window, max_cache_len=20, centre=None)
+    k, v = chunk(21)
+    fill(target, k, v, [10] + [1] * 10)
+    with pytest.raises(ValueError, match="max_cache_len is 20; this chunk would make the sequence 21 tokens long"):
+        fill(target, k, v, [1])
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_check_finite(value):
     k, v = chunk(4)
