@@ -7,11 +7,11 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.utils import logging
 
 from . import ops
-from .side import K, V
 from .storage import PackedChunk
 
 NAME = "int4kv"
 UNSUPPORTED = ("s_aux", "position_bias", "sinks")  # attention terms some models pass that the kernel does not know
+TO_CHECK = frozenset((*UNSUPPORTED, "output_attentions"))
 logger = logging.get_logger(__name__)
 
 
@@ -21,34 +21,33 @@ def int4kv_attention(module, query, key, value, attention_mask, dropout=0.0, sca
     key: a PackedChunk from Int4Layer.update, or a tensor (training, use_cache=False, another cache): then it is SDPA.
     Returns ([batch, queries, num_heads, head_dim], None).
     """
-    refused = [name for name in UNSUPPORTED if kwargs.get(name) is not None]
+    if not TO_CHECK.isdisjoint(kwargs):
+        _check_options(module, kwargs)
+    if isinstance(key, PackedChunk) and not key.exact:
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return attend_chunk(query, key, attention_mask, scaling, softcap).transpose(1, 2), None
+    if isinstance(key, PackedChunk):
+        key, value = key.k, key.v
+    return _plain(module, query, key, value, attention_mask, dropout, scaling, softcap, **kwargs)
+
+
+def _check_options(module, options):
+    refused = [name for name in UNSUPPORTED if options.get(name) is not None]
     if refused:
         raise NotImplementedError(f"{refused[0]} was passed to int4kv attention by {type(module).__name__}; it is not supported")
-    if kwargs.get("output_attentions"):
+    if options.get("output_attentions"):
         logger.warning_once("int4kv attention does not return attention weights; use attn_implementation='eager' for them")
-    if isinstance(key, PackedChunk) and key.exact:
-        key, value = key.k, key.v
-    if not isinstance(key, PackedChunk):
-        return _plain(module, query, key, value, attention_mask, dropout, scaling, softcap, **kwargs)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend_chunk(query, key, attention_mask, scaling, softcap).transpose(1, 2), None
 
 
 def attend_chunk(query, chunk, attention_mask, scaling, softcap=None):
     """Attention over a chunk's stored rows, [batch, num_heads, queries, head_dim]. A mask is all there is to see by."""
-    layer, recent = chunk.layer, chunk.recent
-    options = {}
-    if recent is not None:
-        options |= dict(k_recent=recent.tensors[K], v_recent=recent.tensors[V], recent_start=recent.start,
-                        recent_window=chunk.recent_window)
-    if layer.sink is not None:
-        options |= dict(k_sink=layer.sink.tensors[K], v_sink=layer.sink.tensors[V])
-    masked = attention_mask is not None
-    return ops.attend(
-        query, *chunk.codes.tensors, chunk.start, chunk.end, scaling, codebook=layer.config.codebook,
-        k_rotation=layer.sides[K].rotation.read, v_rotation=layer.sides[V].rotation.read, v_centre=layer.centres[V],
-        mask=_as_bool(attention_mask, chunk.end - chunk.start), causal=not masked,
-        window=0 if masked or not layer.is_sliding else layer.sliding_window, softcap=softcap or 0.0, **options)
+    options, recent = chunk.options, chunk.recent
+    if attention_mask is not None:
+        options = options | dict(mask=_as_bool(attention_mask, chunk.end - chunk.start), causal=False, window=0)
+    if softcap:
+        options = options | dict(softcap=softcap)
+    return ops.attend(query, *chunk.codes.tensors, chunk.start, chunk.end, scaling,
+                      recent_start=0 if recent is None else recent.start, **options)
 
 
 def _as_bool(mask, keys):

@@ -61,7 +61,7 @@ class Int4KVConfig:
         by token would; for evaluation).
     layer_bits: {layer: bits or (K, V)}, for layers unlike the others; negative layers count from the last.
     skip_layers: layers kept in the model's dtype; negative ones count from the last.
-    max_cache_len: tokens that full-attention layers hold at most, preallocated; None grows by doubling.
+    max_cache_len: tokens that full-attention layers hold at most, preallocated; None grows: by doubling, from 8192 tokens on by a quarter.
     check_finite: raise ValueError on NaN or infinity in new keys or values, instead of storing NaN. Costs a sync.
     """
 

@@ -8,6 +8,8 @@ from .config import Int4KVConfig, is_floating
 from .side import K, V
 from .storage import PackedChunk, PackedStorage
 
+ATTENTION = "_attn_implementation_internal"  # where transformers' configs keep what their property _attn_implementation says
+
 
 class Int4Layer(PackedStorage, CacheLayerMixin):
     """update() takes keys and values [batch, num_key_value_heads, tokens, head_dim], float32, float16 or bfloat16."""
@@ -20,20 +22,35 @@ class Int4Layer(PackedStorage, CacheLayerMixin):
         CacheLayerMixin.__init__(self)
         PackedStorage.__init__(self, config, sliding_window, layer_idx, num_layers)
         self.model_config = model_config
+        self._attention_name = ATTENTION if hasattr(model_config, ATTENTION) else "_attn_implementation"
 
     def lazy_initialization(self, key_states, value_states=None):
         self.fix_shape(key_states)
 
     def update(self, key_states, value_states, *args, **kwargs):
         """Store a chunk. Returns a PackedChunk twice under int4kv attention, else dense keys and values."""
-        self._check_chunk(key_states, value_states)
+        if self._is_next(key_states, value_states):
+            chunk = self.store_next(key_states, value_states)
+        else:
+            chunk = self._store_checked(key_states, value_states)
+        return (chunk, chunk) if self._attention() == "int4kv" else self.dense(chunk)
+
+    def _is_next(self, k, v):
+        """Whether this is the token that self.next was made for: its shape and dtype have been checked before."""
+        step = self.next
+        return (step is not None and self.length < step.until and k.shape == step.shape == v.shape
+                and k.dtype is step.dtype is v.dtype and not torch.is_grad_enabled())
+
+    def _attention(self):
+        """The attention function that the model uses now. A config's own attribute lookup would take 3 us, as long as all the rest."""
+        return "int4kv" if self.model_config is None else object.__getattribute__(self.model_config, self._attention_name)
+
+    def _store_checked(self, k, v):
+        self._check_chunk(k, v)
         if not self.is_initialized:
-            self.fix_shape(key_states)
+            self.fix_shape(k)
         with torch.inference_mode(False), torch.no_grad():  # buffers outlive the mode they are made in
-            chunk = self.store(key_states, value_states)
-        if getattr(self.model_config, "_attn_implementation", "int4kv") == "int4kv":
-            return chunk, chunk
-        return self.dense(chunk)
+            return self.store(k, v)
 
     def _check_chunk(self, k, v):
         for name, x in (("key_states", k), ("value_states", v)):
@@ -102,7 +119,7 @@ class Int4Layer(PackedStorage, CacheLayerMixin):
 
     def activate_past_recording(self):
         """Keep what crops back to the last one need, up to 256 tokens: assisted decoding calls this."""
-        self.record_past, self.anchor = True, self.length
+        self.record_past, self.anchor, self.next = True, self.length, None
 
     def reset(self):
         """Forget everything; buffers are released."""

@@ -12,27 +12,36 @@ import torch
 from . import ops
 from .centre import EarlyRows
 from .config import ROLLBACK, Int4KVConfig
-from .ring import TokenRing
+from .ring import TokenRing, new_rows
 from .side import K, V, sides_of
 
 GROWTH = 256  # tokens that a growing layer starts with
+DOUBLED = 8192  # tokens up to which it doubles; from there on it grows by a quarter, so that a fifth at most stands empty
 RECORDED_ROLLBACK = 256  # tokens that a crop may take back at most while past states are recorded
 
 
 class PackedChunk:
     """What update() hands to attention instead of key and value tensors: the stored rows and the chunk itself."""
 
-    __slots__ = ("layer", "k", "v", "codes", "recent", "start", "end", "recent_window", "fresh")
+    __slots__ = ("layer", "k", "v", "codes", "recent", "start", "end", "options", "exact")
 
-    def __init__(self, layer, k, v, codes, recent, start, end, recent_window, fresh):
+    def __init__(self, layer, k, v, codes, recent, start, end, options, exact):
         self.layer, self.k, self.v = layer, k, v
-        self.codes, self.recent = codes, recent
-        self.start, self.end, self.recent_window, self.fresh = start, end, recent_window, fresh
+        self.codes, self.recent, self.start, self.end = codes, recent, start, end
+        self.options = options  # what attend takes beside them, a layer's _read_options
+        self.exact = exact  # the first chunk of a sequence in exact prefill: k and v are all there is to attend to
 
-    @property
-    def exact(self) -> bool:
-        """True for the first chunk of a sequence in exact prefill: k and v are all there is to attend to."""
-        return self.fresh and self.layer.config.prefill == "exact"
+
+class NextToken:
+    """What the next single token needs, made once: while it is there, storing one changes nothing but positions.
+
+    shape, dtype: those of its key. until: the length up to which there is room. write, read: options of both ops.
+    """
+
+    __slots__ = ("shape", "dtype", "until", "write", "read")
+
+    def __init__(self, shape, dtype, until, write, read):
+        self.shape, self.dtype, self.until, self.write, self.read = shape, dtype, until, write, read
 
 
 class PackedStorage:
@@ -53,6 +62,7 @@ class PackedStorage:
         self.sink: TokenRing | None = None
         self.centres: list[torch.Tensor | None] = [None, None]
         self.early: EarlyRows | None = None
+        self.next: NextToken | None = None
         self.is_initialized = False
 
     def fix_shape(self, k):
@@ -67,30 +77,58 @@ class PackedStorage:
     def store(self, k, v) -> PackedChunk:
         """Write a chunk behind what is held, and say where attention finds all that its queries see."""
         tokens, begin, fresh = k.shape[2], self.length, self.length == 0
-        end = begin + tokens
+        end, exact = begin + tokens, fresh and self.config.prefill == "exact"
+        self.next = None
         self._reserve(tokens)
         self._settle_centre(k, v, begin, end)
         start = max(begin - self.sliding_window + 1, 0) if self.is_sliding else 0
-        if fresh and self.config.prefill == "exact":  # attention reads k and v: keep just what later queries can see
+        if exact:  # attention reads k and v: keep just what later queries can see
             codes, recent, first = self.codes, self.recent, end - min(tokens, self.codes.capacity)
         else:
             codes, recent, first = self._room(self.codes, end - start, begin), self._recent_room(tokens, begin), begin
         self._write(k[:, :, first - begin :], v[:, :, first - begin :], codes, recent, first)
         self._keep_newest(codes, recent, begin, first, end)
         self.length = end
-        return PackedChunk(self, k, v, codes, recent, start, end, self._exact_window(tokens, end), fresh)
+        self._expect_next()
+        return PackedChunk(self, k, v, codes, recent, start, end, self._read_options(recent, self._exact_window(tokens, end)), exact)
+
+    def store_next(self, k, v) -> PackedChunk:
+        """store() of the token that self.next was made for."""
+        begin, codes, recent = self.length, self.codes, self.recent
+        end = begin + 1
+        ops.quantize_kv(k, v, *codes.tensors, begin, **self.next.write)
+        codes.advance(end)
+        if recent is not None:
+            recent.advance(end)
+        self.length = end
+        start = max(end - self.sliding_window, 0) if self.is_sliding else 0
+        return PackedChunk(self, k, v, codes, recent, start, end, self.next.read, False)
+
+    def _expect_next(self):
+        """Make self.next, unless more than the position changes with the next token."""
+        config, length = self.config, self.length
+        unsettled = self.early is not None or self.record_past or length < max(config.start + 1, config.sinks)
+        if not unsettled and not config.check_finite:
+            room = (config.max_cache_len or float("inf")) if self.is_sliding else self.codes.capacity
+            self.next = NextToken((self.batch_size, self.num_heads, 1, self.head_dim), self.dtype, room, self._write_options(self.recent),
+                                  self._read_options(self.recent, config.exact_window(length + 1)))
 
     def _write(self, k, v, codes, recent, position):
-        rows = {} if recent is None else {"k_recent": recent.tensors[K], "v_recent": recent.tensors[V]}
-        self._quantize(k, v, codes.tensors, position, **rows)
+        ops.quantize_kv(k, v, *codes.tensors, position, **self._write_options(recent))
         if self.sink is not None and position < self.sink.capacity:
             k_rows, v_rows = self.sink.tensors
             first = slice(self.sink.capacity - position)
-            self._quantize(k[:, :, first], v[:, :, first], (k_rows, k_rows[..., :0].half(), v_rows, v_rows[..., :0].half()), position)
+            ops.quantize_kv(k[:, :, first], v[:, :, first], k_rows, k_rows[..., :0].half(), v_rows, v_rows[..., :0].half(), position,
+                            **self._write_options(None))
 
-    def _quantize(self, k, v, tensors, position, **rows):
-        ops.quantize_kv(k, v, *tensors, position, k_centre=self.centres[K], v_centre=self.centres[V], codebook=self.config.codebook,
-                        k_rotation=self.sides[K].rotation.write, v_rotation=self.sides[V].rotation.write, **rows)
+    def _write_options(self, recent):
+        return _given(k_centre=self.centres[K], v_centre=self.centres[V], codebook=self.config.codebook,
+                      k_rotation=self.sides[K].rotation.write, v_rotation=self.sides[V].rotation.write, **_exact_rows("recent", recent))
+
+    def _read_options(self, recent, recent_window):
+        return _given(v_centre=self.centres[V], codebook=self.config.codebook, window=self.sliding_window,
+                      k_rotation=self.sides[K].rotation.read, v_rotation=self.sides[V].rotation.read,
+                      recent_window=recent_window or None, **_exact_rows("recent", recent), **_exact_rows("sink", self.sink))
 
     def _keep_newest(self, codes, recent, begin, first, end):
         for mine, written in ((self.codes, codes), (self.recent, recent)):
@@ -141,8 +179,8 @@ class PackedStorage:
             self.sink = TokenRing(self._new_rows(self.config.sinks)) if self.config.sinks and not self.is_sliding else None
         needed = self.sliding_window - 1 + rollback if self.is_sliding else end
         if needed > self.codes.capacity:
-            grown = needed if self.is_sliding else max(needed, 2 * self.codes.capacity)
-            self.codes = self.codes.resized(min(grown, self.config.max_cache_len or grown), self.length)
+            grown = needed if self.is_sliding else max(needed, _grown(self.codes.capacity))
+            self.codes.resize(min(grown, self.config.max_cache_len or grown), self.length)
         self._reserve_recent(end, rollback)
 
     def _reserve_recent(self, end, rollback):
@@ -152,7 +190,7 @@ class PackedStorage:
         elif self.recent is None:
             self.recent = TokenRing(self._new_rows(window + rollback), start=self.length)
         elif window + rollback > self.recent.capacity or (self.config.start and window + rollback < self.recent.capacity):
-            self.recent = self.recent.resized(window + rollback, self.length)
+            self.recent.resize(window + rollback, self.length)
 
     def _capacity(self, end, rollback):
         if self.is_sliding:
@@ -163,15 +201,15 @@ class PackedStorage:
         held = []
         for side in self.sides:
             width, numbers, dtype = side.row_sizes(self.dtype)
-            held += [self._zeros(capacity, width, dtype), self._zeros(capacity, numbers, torch.float16)]
+            held += [self._rows(capacity, width, dtype), self._rows(capacity, numbers, torch.float16)]
         return held
 
     def _new_rows(self, rows):
         dtype = self.dtype if self.config.is_exact else torch.float16
-        return [self._zeros(rows, self.head_dim, dtype) for _ in self.sides]
+        return [self._rows(rows, self.head_dim, dtype) for _ in self.sides]
 
-    def _zeros(self, rows, width, dtype):
-        return torch.zeros(self.batch_size, self.num_heads, rows, width, dtype=dtype, device=self.device)
+    def _rows(self, capacity, width, dtype):
+        return new_rows(self.batch_size, self.num_heads, capacity, width, dtype, self.device)
 
     def _room(self, ring, visible, begin):
         """The ring itself, or for a chunk that would overwrite what it still reads a transient larger copy."""
@@ -200,9 +238,11 @@ class PackedStorage:
         if end == 0:
             self.centres, self.early = [None, None], None
         self.length = self.anchor = end
+        self.next = None
 
     def map(self, change):
         """Replace every tensor by change(tensor): reorder, select, move."""
+        self.next = None
         for held in (self.codes, self.recent, self.sink, self.early):
             if held is not None:
                 held.map(change)
@@ -227,3 +267,16 @@ class PackedStorage:
     def nbytes(self) -> int:
         """Bytes of all of them: whole buffers, full or not."""
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+
+def _grown(capacity):
+    return 2 * capacity if capacity < DOUBLED else capacity + capacity // 4
+
+
+def _exact_rows(name, ring):
+    return {} if ring is None else {f"k_{name}": ring.tensors[K], f"v_{name}": ring.tensors[V]}
+
+
+def _given(**options):
+    """Without those that are None: an op takes 0.3 us for every option it is passed (AMD EPYC, torch 2.13)."""
+    return {name: value for name, value in options.items() if value is not None}
