@@ -5,6 +5,13 @@
 
 namespace int4kv {
 
+Int4kvRows rows_of(const at::Tensor& x) {
+  if (!is_there(&x)) return {0, 0, 0, 0, INT4KV_FLOAT32};
+  const auto type = x.scalar_type();
+  const unsigned code = type == at::kHalf ? INT4KV_FLOAT16 : type == at::kBFloat16 ? INT4KV_BFLOAT16 : INT4KV_FLOAT32;
+  return {x.stride(0), x.stride(1), x.stride(2), x.stride(3), code};
+}
+
 Int4kvStored plain_rows_of(const at::Tensor& rows, int64_t position) {
   const int64_t capacity = rows.size(2);
   Int4kvStored stored{};
@@ -25,11 +32,15 @@ Int4kvStored stored_of(const at::Tensor& codes, const at::Tensor& scales, int64_
   return stored;
 }
 
-Int4kvRotation rotation_of(const OptionalTensor& rotation, int64_t head_dim) {
-  if (!rotation) return {INT4KV_NO_ROTATION, 0, 1.0f, 0};
-  if (rotation->numel() > head_dim) return {INT4KV_DENSE, 0, 1.0f, rotation->dim() == 3 ? head_dim * head_dim : 0};
-  const int64_t block = rotation->dim() == 1 ? head_dim & -head_dim : rotation->size(1);
+Int4kvRotation rotation_of(const at::Tensor& rotation, int64_t head_dim) {
+  if (!rotation.defined()) return {INT4KV_NO_ROTATION, 0, 1.0f, 0};
+  if (rotation.numel() > head_dim) return {INT4KV_DENSE, 0, 1.0f, rotation.dim() == 3 ? head_dim * head_dim : 0};
+  const int64_t block = rotation.dim() == 1 ? head_dim & -head_dim : rotation.size(1);
   return {INT4KV_HADAMARD, static_cast<unsigned>(block), 1.0f / std::sqrt(static_cast<float>(block)), 0};
+}
+
+at::Tensor contiguous_or_none(const OptionalTensor& x) {
+  return x ? x->contiguous() : at::Tensor();
 }
 
 at::Tensor centre_rows(const OptionalTensor& centre, int64_t batch) {
