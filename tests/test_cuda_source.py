@@ -35,7 +35,7 @@ def program(tmp_path_factory):
         patch.setattr(cuda_headers.torch.version, "cuda", "13.0")
         headers = cuda_headers.folders()
     embed_cuda.embed_metal.write(folder / "int4kv_cuda_source.h", embed_cuda.header(embed_cuda.source()))
-    sources = [ROOT / "tests/cuda/compile_kernels.cpp", *(ROOT / "csrc" / name for name in ("cuda/compile.cpp", "cuda/driver.cpp", "gpu/kernel.cpp"))]
+    sources = [ROOT / "tests/cuda/compile_kernels.cpp", *(ROOT / "csrc" / name for name in ("cuda/compile.cpp", "cuda/disk_cache.cpp", "cuda/driver.cpp", "gpu/kernel.cpp"))]
     include = [part for place in (library / "include", *headers) for part in ("-isystem", str(place))]
     subprocess.run(["c++", "-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{folder}", *include, *map(str, sources), "-o", str(folder / "compile_kernels"),
                     f"-L{library / 'lib'}", "-lc10", f"-Wl,-rpath,{library / 'lib'}", "-ldl"], check=True)
@@ -48,11 +48,11 @@ def nvrtc_folder():
     return found[0].parent
 
 
-def compiled(program, folder, capability, kernels):
+def compiled(program, folder, capability, kernels, cache=""):
     """(exit code, standard error, the cubins' paths)."""
     words = [str(word) for kernel in kernels for word in kernel]
     done = subprocess.run([str(program), str(folder), str(capability), *words], capture_output=True, text=True,
-                          env=os.environ | {"LD_LIBRARY_PATH": str(nvrtc_folder())})
+                          env=os.environ | {"LD_LIBRARY_PATH": str(nvrtc_folder()), "INT4KV_CUDA_CACHE": str(cache)})
     return done.returncode, done.stderr, sorted(folder.glob("*.cubin"))
 
 
@@ -85,6 +85,25 @@ def test_every_width_and_codebook_compiles(program, tmp_path, codebook):
 def test_a_refusal_names_the_kernel_and_has_the_compilers_words(program, tmp_path):
     code, words, _ = compiled(program, tmp_path, 1, [(SIMD, 2, 4, 4, LLOYD)])
     assert code == 1 and "int4kv: the CUDA kernel attend_simd_2 (K 4, V 4, lloyd) cannot be compiled for sm_1: NVRTC_ERROR_INVALID_OPTION" in words
+
+
+def test_a_kernel_is_compiled_once_for_all_processes(program, tmp_path):
+    """What is kept is what was compiled, and a file without content counts as none."""
+    first, second, cache = (tmp_path / name for name in ("first", "second", "cache"))
+    first.mkdir(), second.mkdir()
+    (fresh,) = compiled(program, first, 90, [(MERGE, 0, 0, 0, 0)], cache)[2]
+    (kept,) = cache.iterdir()
+    assert kept.read_bytes() == fresh.read_bytes()
+    kept.write_bytes(b"from the cache")
+    assert compiled(program, second, 90, [(MERGE, 0, 0, 0, 0)], cache)[2][0].read_bytes() == b"from the cache"
+    kept.write_bytes(b"")
+    assert compiled(program, second, 90, [(MERGE, 0, 0, 0, 0)], cache)[2][0].read_bytes() == fresh.read_bytes()
+    assert [path.name for path in cache.iterdir()] == [kept.name]
+
+
+def test_a_folder_that_cannot_be_written_is_as_good_as_none(program, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert compiled(program, tmp_path, 90, [(MERGE, 0, 0, 0, 0)], tmp_path / "file")[0] == 0
 
 
 def test_the_program_is_one_ascii_text_without_includes():

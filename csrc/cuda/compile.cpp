@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "disk_cache.h"
 #include "driver.h"
 #include "int4kv_cuda_source.h"
 
@@ -30,9 +31,15 @@ std::vector<std::string> options_of(const Kernel& kernel, int capability) {
       "-std=c++17",
       "-default-device",
       "-arch=sm_" + std::to_string(capability),
-      "-DINT4KV_KERNEL=" + kernel.name(),
+      "-DINT4KV_WANTS_" + kernel.name() + "=,",
       "-DINT4KV_FUNCTION_CONSTANTS=" + k_bits + "," + v_bits + "," + std::to_string(kernel.codebook),
       writes_promised_bits(kernel) ? "-fmad=false" : "-fmad=true"};
+}
+
+std::string joined(const std::vector<std::string>& options) {
+  std::string all;
+  for (const std::string& option : options) all += option + "\n";
+  return all;
 }
 
 std::string log_of(nvrtcProgram program) {
@@ -43,15 +50,13 @@ std::string log_of(nvrtcProgram program) {
   return log.c_str();
 }
 
-} // namespace
-
-std::string compile(const Kernel& kernel, int capability) {
+// The cubin, compiled.
+std::string run_nvrtc(const Kernel& kernel, int capability, const std::vector<std::string>& options) {
   const Nvrtc& nvrtc = Nvrtc::shared();
   nvrtcProgram created = nullptr;
   nvrtcResult result = nvrtc.create(&created, kCudaSource, "int4kv.cu", 0, nullptr, nullptr);
   TORCH_CHECK(result == NVRTC_SUCCESS, "int4kv: NVRTC cannot be used: ", nvrtc.error_string(result));
   const Program program(created);
-  const std::vector<std::string> options = options_of(kernel, capability);
   std::vector<const char*> words;
   for (const std::string& option : options) words.push_back(option.c_str());
   result = nvrtc.compile(created, static_cast<int>(words.size()), words.data());
@@ -62,6 +67,19 @@ std::string compile(const Kernel& kernel, int capability) {
   nvrtc.cubin_size(created, &size);
   std::string cubin(size, '\0');
   nvrtc.cubin(created, cubin.data());
+  return cubin;
+}
+
+} // namespace
+
+std::string compile(const Kernel& kernel, int capability) {
+  const std::vector<std::string> options = options_of(kernel, capability);
+  int major = 0, minor = 0;
+  Nvrtc::shared().version(&major, &minor);
+  const std::string made_of = std::to_string(major) + "." + std::to_string(minor) + "\n" + joined(options) + kCudaSource;
+  if (auto cubin = read_cached(made_of)) return *cubin;
+  std::string cubin = run_nvrtc(kernel, capability, options);
+  write_cached(made_of, cubin);
   return cubin;
 }
 

@@ -6,7 +6,7 @@
 
 namespace int4kv {
 
-// The cubin. capability: 90 for 9.0. Raises RuntimeError with the compiler's words. Safe from any thread.
+// The cubin, from disk_cache.h if it was made before. capability: 90 for 9.0. Raises RuntimeError with the compiler's words. Safe from any thread.
 std::string compile(const Kernel& kernel, int capability);
 
 } // namespace int4kv

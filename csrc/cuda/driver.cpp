@@ -46,6 +46,7 @@ Nvrtc load_nvrtc() {
   find(library, "nvrtcGetErrorString", nvrtc.error_string);
   find(library, "nvrtcGetProgramLog", nvrtc.log);
   find(library, "nvrtcGetProgramLogSize", nvrtc.log_size);
+  find(library, "nvrtcVersion", nvrtc.version);
   return nvrtc;
 }
 

@@ -32,6 +32,7 @@ struct Nvrtc {
   decltype(&nvrtcGetErrorString) error_string;
   decltype(&nvrtcGetProgramLog) log;
   decltype(&nvrtcGetProgramLogSize) log_size;
+  decltype(&nvrtcVersion) version;
 
   static const Nvrtc& shared();
 };

@@ -78,7 +78,7 @@ void Pipelines::build(const std::vector<Kernel>& kernels) {
 
 std::vector<std::string> Pipelines::describe() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  std::vector<std::string> kernels = {"NVRTC for sm_" + std::to_string(capability_)};
+  std::vector<std::string> kernels = {"source for sm_" + std::to_string(capability_)};
   for (const auto& made : made_) kernels.push_back(made.second.kernel.describe());
   return kernels;
 }

@@ -30,7 +30,7 @@ class Pipelines {
   // Those that are missing, at once.
   void build(const std::vector<Kernel>& kernels);
 
-  // "NVRTC for sm_90", and the kernels made so far.
+  // "source for sm_90", and the kernels made so far.
   std::vector<std::string> describe();
 
  private:
