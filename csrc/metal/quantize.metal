@@ -66,12 +66,11 @@ template <int U>
   }
 }
 
-#define INT4KV_QUANTIZE(D, U) template [[host_name("quantize_" #D)]] [[kernel]] decltype(quantize<U>) quantize<U>;
-INT4KV_QUANTIZE(32, 1)
-INT4KV_QUANTIZE(64, 2)
-INT4KV_QUANTIZE(96, 3)
-INT4KV_QUANTIZE(128, 4)
-INT4KV_QUANTIZE(160, 5)
-INT4KV_QUANTIZE(192, 6)
-INT4KV_QUANTIZE(224, 7)
-INT4KV_QUANTIZE(256, 8)
+INT4KV_ENTRY(quantize_32, quantize<1>)
+INT4KV_ENTRY(quantize_64, quantize<2>)
+INT4KV_ENTRY(quantize_96, quantize<3>)
+INT4KV_ENTRY(quantize_128, quantize<4>)
+INT4KV_ENTRY(quantize_160, quantize<5>)
+INT4KV_ENTRY(quantize_192, quantize<6>)
+INT4KV_ENTRY(quantize_224, quantize<7>)
+INT4KV_ENTRY(quantize_256, quantize<8>)
