@@ -1,6 +1,5 @@
 // The ops of csrc/gpu on CUDA: kernels go to the current stream of their tensors' device, with their parameters by value, so that
 // nothing waits and a graph can be captured.
-#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include <array>
@@ -11,21 +10,15 @@
 namespace int4kv {
 namespace {
 
-// A thread that has not used CUDA yet has no context, which the runtime would give it and the driver asks for.
-void need_context(const Driver& driver, c10::DeviceIndex device) {
-  CUcontext context = nullptr;
-  driver.context_get_current(&context);
-  if (!context) C10_CUDA_CHECK(cudaSetDevice(device));
-}
-
 // metal.h's contract: the pointers of all buffers as one array, then the parameters.
-void launch(const Driver& driver, const Pipeline& pipeline, const Dispatch& dispatch, CUstream stream) {
+void launch(const Pipeline& pipeline, const Dispatch& dispatch, CUstream stream) {
   std::array<const void*, kMaxTensors> buffers{};
   for (size_t i = 0; i < dispatch.tensors.size(); ++i) {
     if (is_there(dispatch.tensors[i])) buffers[i] = dispatch.tensors[i]->const_data_ptr();
   }
   void* arguments[] = {buffers.data(), const_cast<void*>(dispatch.parameters)};
   const Grid& grid = dispatch.threadgroups;
+  const Driver& driver = Driver::shared();
   const CUresult result = driver.launch(
       pipeline.function, grid.x, grid.y, grid.z, dispatch.kernel.simdgroups() * INT4KV_SIMD, 1, 1, 0, stream, arguments, nullptr);
   driver.check(result, "launching", pipeline.name.c_str());
@@ -41,14 +34,12 @@ int64_t resident_threadgroups(const Kernel& kernel, const at::Tensor& on) {
 }
 
 void encode(std::initializer_list<Dispatch> dispatches) {
-  const c10::Device device = dispatches.begin()->tensors.front()->device();
-  const c10::cuda::CUDAGuard guard(device);
-  const Driver& driver = Driver::shared();
-  need_context(driver, device.index());
-  const CUstream stream = c10::cuda::getCurrentCUDAStream(device.index());
-  Pipelines& pipelines = Pipelines::of(device.index());
+  const c10::DeviceIndex device = dispatches.begin()->tensors.front()->device().index();
+  Pipelines& pipelines = Pipelines::of(device);
+  const ActiveDevice active(device);
+  const CUstream stream = c10::cuda::getCurrentCUDAStream(device);
   for (const Dispatch& dispatch : dispatches) {
-    if (!is_empty(dispatch.threadgroups)) launch(driver, pipelines.find(dispatch.kernel), dispatch, stream);
+    if (!is_empty(dispatch.threadgroups)) launch(pipelines.find(dispatch.kernel), dispatch, stream);
   }
 }
 

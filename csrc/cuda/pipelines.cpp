@@ -4,7 +4,6 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
-#include <c10/cuda/CUDAGuard.h>
 
 #include <future>
 
@@ -31,6 +30,12 @@ void check_not_capturing(const Kernel& kernel) {
 }
 
 } // namespace
+
+ActiveDevice::ActiveDevice(c10::DeviceIndex device) : guard_(device) {
+  CUcontext context = nullptr;
+  Driver::shared().context_get_current(&context);
+  if (!context) C10_CUDA_CHECK(cudaSetDevice(device));
+}
 
 Pipelines::Pipelines(c10::DeviceIndex device)
     : device_(device), capability_(capability_of(device)), multiprocessors_(attribute(cudaDevAttrMultiProcessorCount, device)) {}
@@ -62,7 +67,7 @@ const Pipeline& Pipelines::find(const Kernel& kernel) {
   const auto found = made_.find(kernel.key());
   if (found != made_.end()) return found->second;
   check_not_capturing(kernel);
-  const c10::cuda::CUDAGuard guard(device_);
+  const ActiveDevice active(device_);
   return load(kernel, compile(kernel, capability_));
 }
 
@@ -72,7 +77,7 @@ void Pipelines::build(const std::vector<Kernel>& kernels) {
   for (const Kernel& kernel : kernels) {
     if (!made_.count(kernel.key())) coming.emplace_back(kernel, std::async(std::launch::async, compile, kernel, capability_));
   }
-  const c10::cuda::CUDAGuard guard(device_);
+  const ActiveDevice active(device_);
   for (auto& [kernel, cubin] : coming) load(kernel, cubin.get());
 }
 

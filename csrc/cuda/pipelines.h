@@ -1,6 +1,6 @@
 // The compiled kernels of a device: made by NVRTC for its compute capability when first asked for, and kept for the process's life.
 #pragma once
-#include <c10/core/Device.h>
+#include <c10/cuda/CUDAGuard.h>
 
 #include <map>
 #include <mutex>
@@ -11,6 +11,16 @@
 #include "driver.h"
 
 namespace int4kv {
+
+// Makes a device the current one of this thread. One that has not used CUDA yet has no context, which the runtime would give it and
+// the driver asks for.
+class ActiveDevice {
+ public:
+  explicit ActiveDevice(c10::DeviceIndex device);
+
+ private:
+  c10::cuda::CUDAGuard guard_;
+};
 
 struct Pipeline {
   Kernel kernel;
