@@ -4,6 +4,30 @@
 #include <cmath>
 
 namespace int4kv {
+namespace {
+
+// Where a tensor starts, in bytes; on mps an allocation starts at a page.
+int64_t start_of(const at::Tensor& x) {
+  return x.is_cuda() ? reinterpret_cast<int64_t>(x.const_data_ptr()) : x.storage_offset() * x.element_size();
+}
+
+// Whether the first `dims` dimensions only lead to multiples of so many bytes.
+bool is_aligned(const at::Tensor& x, int64_t dims, int64_t bytes) {
+  bool aligned = start_of(x) % bytes == 0;
+  for (int64_t d = 0; d < dims; ++d) aligned = aligned && (x.stride(d) * x.element_size() % bytes == 0 || x.size(d) <= 1);
+  return aligned;
+}
+
+// The largest load that every row of codes can be aligned to.
+int64_t load_bytes(const at::Tensor& codes) {
+  return std::min<int64_t>(16, codes.size(3) & -codes.size(3));
+}
+
+bool is_one_after_the_other(const at::Tensor& rows) {
+  return rows.stride(2) == rows.size(3) && (rows.stride(3) == 1 || rows.size(3) == 1);
+}
+
+} // namespace
 
 Int4kvRows rows_of(const at::Tensor& x) {
   if (!is_there(&x)) return {0, 0, 0, 0, INT4KV_FLOAT32};
@@ -29,6 +53,8 @@ Int4kvStored stored_of(const at::Tensor& codes, const at::Tensor& scales, int64_
   stored.groups = static_cast<unsigned>(scales.size(3) / scales_per_group(codebook));
   stored.bits = static_cast<unsigned>(bits_of(codes, head_dim));
   stored.codebook = static_cast<unsigned>(codebook);
+  stored.aligned = is_one_after_the_other(codes) && is_one_after_the_other(scales) && is_aligned(codes, 2, load_bytes(codes)) &&
+      is_aligned(scales, 2, 16);
   return stored;
 }
 
@@ -48,10 +74,7 @@ at::Tensor centre_rows(const OptionalTensor& centre, int64_t batch) {
 }
 
 at::Tensor aligned_codes(const at::Tensor& codes) {
-  const int64_t bytes = codes.size(3), unit = std::min<int64_t>(16, bytes & -bytes);
-  bool aligned = codes.storage_offset() % unit == 0;
-  for (int64_t d = 0; d < 3; ++d) aligned = aligned && (codes.stride(d) % unit == 0 || codes.size(d) <= 1);
-  return aligned || !is_packed(codes) ? codes : codes.clone(at::MemoryFormat::Contiguous);
+  return !is_packed(codes) || is_aligned(codes, 3, load_bytes(codes)) ? codes : codes.clone(at::MemoryFormat::Contiguous);
 }
 
 } // namespace int4kv
