@@ -2,16 +2,17 @@
 #ifndef INT4KV_CUDA_ENTRY_H
 #define INT4KV_CUDA_ENTRY_H
 
-#define INT4KV_THREADGROUP(type, name, count) __shared__ type name[count]
+#define INT4KV_THREADGROUP(type, name, count) __shared__ alignas(16) type name[count]
 #define INT4KV_FUNCTION_CONSTANT(name, index) constexpr uint name = function_constants[index]
 
 // A kernel is written when INT4KV_WANTS_<name> is defined, as a comma: the comma moves INT4KV_WRITE_ENTRY to the second place.
-#define INT4KV_ENTRY(name, ...) INT4KV_CHOOSE(INT4KV_WANTS_##name INT4KV_WRITE_ENTRY, INT4KV_SKIP_ENTRY, )(name, __VA_ARGS__)
+#define INT4KV_ENTRY(name, simdgroups, ...) \
+  INT4KV_CHOOSE(INT4KV_WANTS_##name INT4KV_WRITE_ENTRY, INT4KV_SKIP_ENTRY, )(name, simdgroups, __VA_ARGS__)
 #define INT4KV_CHOOSE(...) INT4KV_SECOND(__VA_ARGS__)
 #define INT4KV_SECOND(first, second, ...) second
 #define INT4KV_SKIP_ENTRY(...)
-#define INT4KV_WRITE_ENTRY(name, ...)                                            \
-  extern "C" __global__ void __launch_bounds__(INT4KV_BOUNDS) name(                        \
+#define INT4KV_WRITE_ENTRY(name, simdgroups, ...)                                \
+  extern "C" __global__ void __launch_bounds__(32 * simdgroups, 16 / simdgroups) name( \
       const __grid_constant__ Arguments<decltype(__VA_ARGS__)>::Buffers buffers, \
       const __grid_constant__ Arguments<decltype(__VA_ARGS__)>::Parameters p) {  \
     run(__VA_ARGS__, buffers, p, buffers.order);                                 \

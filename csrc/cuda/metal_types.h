@@ -77,6 +77,24 @@ inline vec<half, 2> fma(vec<half, 2> a, vec<half, 2> b, vec<half, 2> c) {
   return as_type<vec<half, 2>>(found);
 }
 
+inline vec<half, 2> operator*(vec<half, 2> a, vec<half, 2> b) {
+  uint found;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(found) : "r"(as_type<uint>(a)), "r"(as_type<uint>(b)));
+  return as_type<vec<half, 2>>(found);
+}
+
+inline vec<half, 2> largest_pair(vec<half, 2> a, vec<half, 2> b) {
+  uint found;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(found) : "r"(as_type<uint>(a)), "r"(as_type<uint>(b)));
+  return as_type<vec<half, 2>>(found);
+}
+
+inline vec<half, 2> half_pair(float x, float y) {
+  uint found;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(found) : "f"(y), "f"(x));
+  return as_type<vec<half, 2>>(found);
+}
+
 template <typename T>
 inline T clamp(T x, T low, T high) {
   return min(max(x, low), high);

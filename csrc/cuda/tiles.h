@@ -18,7 +18,12 @@
 
 constant constexpr int kLaneColumns = 1;
 constant constexpr int kTokensPerBlock = 2;
-constant constexpr uint kWeightsSize = INT4KV_SIMDGROUPS;  // nothing is transposed
+
+// Threadgroup memory, in floats, for Q.
+template <int D>
+constexpr uint scratch_size() {
+  return 4 * D;
+}
 
 struct Place {
   uint lane, column_, quarter;
@@ -54,21 +59,42 @@ inline RowLayout row_layout() {
   return {D + 12, D / 8};
 }
 
-// Q of this lane's column: bytes of word w of its quarter in bytes[w], as mma wants them (high and low of the first four codes, then
-// of the others), and what one step of them is worth.
+// A block's scores of 8 tokens, high and low bytes of the query apart.
+inline void multiply_keys(int (&s)[4], uint4 query, uint first, uint second) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(s[0]), "+r"(s[1]), "+r"(s[2]), "+r"(s[3])
+      : "r"(query.x), "r"(query.y), "r"(query.z), "r"(query.w), "r"(first), "r"(second));
+}
+
+// Q in threadgroup memory: of lane l, pairs[32 w + l] has the bytes of word w of its quarter of its column, as mma wants them: high and
+// low ones of the word's first register, then of the second.
 template <int D>
 struct Queries {
-  uint bytes[D / 32][4];
-  int offset;  // what K's offset makes of the row, taken off again
-  float unit;
+  const threadgroup uint4* bytes;
+  float unit;  // what one step of the lane's column is worth
+  int offset;  // what the offset of K's bytes makes of the column, taken off again
 };
 
 constant constexpr float kLargestQuery = 32512.0f;  // 127 * 256
 
+// Four channels as high and low bytes.
 template <int D>
-inline Queries<D> lay_out_queries(const threadgroup float* rows, uint, Place at) {
+inline uint2 query_bytes(const threadgroup float* rows, uint word, uint i, Coding coding, float inverse, Place at) {
+  uint2 found = {0, 0};
+#pragma unroll
+  for (uint byte = 0; byte < 4; byte++) {
+    uint nibble = nibble_of(coding, i, byte), channel = channel_of(word, nibble % kPairs, nibble / kPairs);
+    int x = __float2int_rn(rows[row_index(row_layout<D>(), at.column_, channel)] * inverse), above = (x + 128) >> 8;
+    found.x |= uint(above & 255) << (8 * byte);
+    found.y |= uint((x - 256 * above) & 255) << (8 * byte);
+  }
+  return found;
+}
+
+template <int D>
+inline Queries<D> lay_out_queries(const threadgroup float* rows, threadgroup float* scratch, uint simdgroup, Place at) {
   const Coding coding = {k_bits, codebook, 0.0f};
-  Queries<D> queries;
+  threadgroup uint4* bytes = (threadgroup uint4*)scratch;
   float largest = 0.0f, probe = 0.0f;
 #pragma unroll
   for (int i = 0; i < D / 4; i++) {
@@ -77,32 +103,16 @@ inline Queries<D> lay_out_queries(const threadgroup float* rows, uint, Place at)
     probe = fma(x, 0.0f, probe);  // NaN if there is one or an infinity
   }
   largest = column_max(largest);
-  queries.unit = largest / kLargestQuery + column_sum(probe);
   float inverse = largest == 0.0f ? 0.0f : kLargestQuery / largest;
-  int sum = 0;
-#pragma unroll
-  for (uint w = 0; w < D / 32; w++) {
-#pragma unroll
-    for (uint i = 0; i < 2; i++) {
-      uint high = 0, low = 0;
-#pragma unroll
-      for (uint byte = 0; byte < 4; byte++) {
-        uint nibble = nibble_of(coding, i, byte);
-        uint channel = channel_of(at.quarter * (D / 32) + w, nibble % kPairs, nibble / kPairs);
-        int x = __float2int_rn(rows[row_index(row_layout<D>(), at.column_, channel)] * inverse), above = (x + 128) >> 8;
-        sum += x;
-        high |= uint(above & 255) << (8 * byte);
-        low |= uint((x - 256 * above) & 255) << (8 * byte);
-      }
-      queries.bytes[w][2 * i] = high;
-      queries.bytes[w][2 * i + 1] = low;
-    }
+  for (uint w = simdgroup; w < D / 32; w += INT4KV_SIMDGROUPS) {
+    uint2 first = query_bytes<D>(rows, at.quarter * (D / 32) + w, 0, coding, inverse, at);
+    uint2 second = query_bytes<D>(rows, at.quarter * (D / 32) + w, 1, coding, inverse, at);
+    bytes[32 * w + at.lane] = {first.x, first.y, second.x, second.y};
   }
-  sum += simd_shuffle_xor(sum, ushort(1));
-  sum += simd_shuffle_xor(sum, ushort(2));
-  queries.offset = sum * twice_offset(coding) / 2;
-  // S has the columns 2 j and 2 j + 1 of what Q's row g gives: the same for all tokens of a row.
-  return queries;
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  int sum[4] = {};
+  for (uint w = 0; w < D / 32; w++) multiply_keys(sum, bytes[32 * w + at.lane], 0x01010101u, 0x01010101u);
+  return {bytes, largest / kLargestQuery + column_sum(probe), (256 * sum[0] + sum[2]) * twice_offset(coding) / 2};
 }
 
 template <int D, int B>
@@ -160,26 +170,25 @@ inline void load_scales(const Source& source, int tile, int last, bool together,
   }
 }
 
-// A block's scores, high and low bytes of the query apart.
-inline void multiply_keys(int (&s)[4], const uint (&query)[4], uint first, uint second) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(s[0]), "+r"(s[1]), "+r"(s[2]), "+r"(s[3])
-      : "r"(query[0]), "r"(query[1]), "r"(query[2]), "r"(query[3]), "r"(first), "r"(second));
-}
-
 // score[i]: of the lane's column and token i, before the scale of the token.
 template <int D, int B>
 inline void score_codes(const KeyWords<D, B>& words, Coding coding, const Queries<D>& queries, Place at, float* score) {
+  int s[B][4];
+#pragma unroll
+  for (int b = 0; b < B; b++) s[b][0] = s[b][1] = 0, s[b][2] = s[b][3] = -queries.offset;
+#pragma unroll
+  for (uint w = 0; w < D / 32; w++) {
+    uint4 query = queries.bytes[32 * w + at.lane];
+#pragma unroll
+    for (int b = 0; b < B; b++) {
+      CodeWord code = code_word<D / 32>(words.block[b], coding.bits, at.quarter * (D / 32), w);
+      multiply_keys(s[b], query, level_bytes(code, coding, 0), level_bytes(code, coding, 1));
+    }
+  }
 #pragma unroll
   for (int b = 0; b < B; b++) {
-    int s[4] = {0, 0, -queries.offset, -queries.offset};
-#pragma unroll
-    for (uint w = 0; w < D / 32; w++) {
-      CodeWord code = code_word<D / 32>(words.block[b], coding.bits, at.quarter * (D / 32), w);
-      multiply_keys(s, queries.bytes[w], level_bytes(code, coding, 0), level_bytes(code, coding, 1));
-    }
-    score[2 * b] = float(256 * s[0] + s[2]) * queries.unit;
-    score[2 * b + 1] = float(256 * s[1] + s[3]) * queries.unit;
+    score[2 * b] = float(256 * s[b][0] + s[b][2]) * queries.unit;
+    score[2 * b + 1] = float(256 * s[b][1] + s[b][3]) * queries.unit;
   }
 }
 
@@ -203,12 +212,16 @@ inline void clear(Sums<D>& sums) {
 
 constant constexpr float kLeastUnit = 1.0f / 32768.0f;  // its inverse is an fp16 number
 
+inline half2 pair_of(const half* x) {
+  return {x[0], x[1]};
+}
+
 template <int N>
 inline float largest_scale(const half* scale) {
-  float found = float(scale[0]);
+  half2 found = pair_of(scale);
 #pragma unroll
-  for (int i = 1; i < N; i++) found = max(found, float(scale[i]));
-  return found;
+  for (int i = 2; i < N; i += 2) found = largest_pair(found, pair_of(scale + i));
+  return max(float(found.x), float(found.y));
 }
 
 // Whether a scale is too large for the sums' unit.
@@ -233,18 +246,16 @@ inline void rescale(Sums<D>& sums, const float* by, const half* scale, Place at)
   }
 }
 
-inline void multiply_values(float (&o)[4], half2 first, half2 second, half2 third, half2 fourth, const uint* weight) {
+inline void multiply_values(float (&o)[4], half2 first, half2 second, half2 third, half2 fourth, const half2* weight) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(o[0]), "+f"(o[1]), "+f"(o[2]), "+f"(o[3])
-      : "r"(as_type<uint>(first)), "r"(as_type<uint>(second)), "r"(as_type<uint>(third)), "r"(as_type<uint>(fourth)), "r"(weight[0]),
-        "r"(weight[1]));
+      : "r"(as_type<uint>(first)), "r"(as_type<uint>(second)), "r"(as_type<uint>(third)), "r"(as_type<uint>(fourth)),
+        "r"(as_type<uint>(weight[0])), "r"(as_type<uint>(weight[1])));
 }
 
-// Two weights times the scales of their tokens, in the sums' unit, as fp16.
-inline uint weight_pair(const float* weight, const half* scale, float inverse) {
-  uint found;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(found) : "f"(weight[1] * (float(scale[1]) * inverse)), "f"(weight[0] * (float(scale[0]) * inverse)));
-  return found;
+// Two weights times the scales of their tokens, in the sums' unit.
+inline half2 weight_pair(const float* weight, const half* scale, half2 inverse) {
+  return half_pair(weight[0], weight[1]) * (pair_of(scale) * inverse);
 }
 
 // Nibbles 4 i .. 4 i + 3 of two tokens' words, for level_pairs.
@@ -256,9 +267,11 @@ inline CodeWord zip(CodeWord a, CodeWord b, uint i) {
 template <int D, int B>
 inline void add_codes(
     const ValueWords<D, B>& words, Coding coding, const float* weight, const half* scale, Place at, float*, Sums<D>& sums) {
+  const half2 inverse = half_pair(sums.inverse, sums.inverse);
 #pragma unroll
   for (int s = 0; s < B / 2; s++) {
-    uint weights[2] = {weight_pair(weight + 4 * s, scale + 4 * s, sums.inverse), weight_pair(weight + 4 * s + 2, scale + 4 * s + 2, sums.inverse)};
+    half2 weights[2];
+    for (int i = 0; i < 2; i++) weights[i] = weight_pair(weight + 4 * s + 2 * i, scale + 4 * s + 2 * i, inverse);
 #pragma unroll
     for (uint w = 0; w < D / 64; w++) {
       CodeWord code[4];

@@ -32,7 +32,7 @@ struct Pass {
 struct Task {
   const device bool* mask;
   Place at;
-  threadgroup float* weights;  // of this simdgroup
+  threadgroup float* scratch;  // of this simdgroup
 };
 
 inline float reference_of(float maximum) {
@@ -135,7 +135,7 @@ inline void read_codes(
     together = k.is_together(tile + pass.stride, 8 * B) && v.is_together(tile + pass.stride, 8 * B);
     load_keys<D, B>(k, tile + pass.stride, pass.last, together, task.at, k_words);
     softmax_tile<D, N>(p, score, k_scale, v_scale, tile + task.at.token(B), whole, task, columns, sums);
-    add_codes<D, B>(v_words, v.coding, score, v_scale, task.at, task.weights, sums);
+    add_codes<D, B>(v_words, v.coding, score, v_scale, task.at, task.scratch, sums);
   }
 }
 
@@ -150,7 +150,7 @@ inline void read_plain(
     for (int i = 0; i < N; i++) one[i] = scale[i] = half(1.0f);
     score_plain<D>(k, tile, pass.last, queries, task.at, rows, score);
     softmax_tile<D, N>(p, score, one, scale, tile + task.at.token(1), false, task, columns, sums);
-    add_plain<D>(v, tile, pass.last, score, task.at, task.weights, sums);
+    add_plain<D>(v, tile, pass.last, score, task.at, task.scratch, sums);
   }
 }
 
@@ -183,14 +183,14 @@ template <int D, int B>
     uint3 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   INT4KV_THREADGROUP(float, rows, INT4KV_COLUMNS * (D + 12));
-  INT4KV_THREADGROUP(float, weights, kWeightsSize);
+  INT4KV_THREADGROUP(float, scratch, scratch_size<D>());
   INT4KV_THREADGROUP(float, maxima, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
   INT4KV_THREADGROUP(float, total, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
   uint split = group.x, kv_head = group.y / p.blocks, block = group.y % p.blocks, batch = group.z;
   load_queries(p, q, k_rotation, batch, kv_head, block, INT4KV_COLUMNS, simdgroup, lane, row_layout<D>(), rows);
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  Task task = {mask, place_of(lane), weights + simdgroup * (kWeightsSize / INT4KV_SIMDGROUPS)};
-  Queries<D> queries = lay_out_queries<D>(rows, simdgroup, task.at);
+  Task task = {mask, place_of(lane), scratch + simdgroup * (scratch_size<D>() / INT4KV_SIMDGROUPS)};
+  Queries<D> queries = lay_out_queries<D>(rows, scratch, simdgroup, task.at);
 
   Span first = span_of(p, query_row(p, kv_head, block * INT4KV_COLUMNS).query);
   Span last = span_of(p, query_row(p, kv_head, block * INT4KV_COLUMNS + INT4KV_COLUMNS - 1).query), mine[kLaneColumns];
@@ -239,6 +239,6 @@ template <int D, int B>
   write_rows(p, rows, found, batch, kv_head, block, split, simdgroup, lane, row_layout<D>(), output);
 }
 
-INT4KV_ENTRY(attend_matrix_64, attend_matrix<64, 4>)
-INT4KV_ENTRY(attend_matrix_128, attend_matrix<128, 4>)
-INT4KV_ENTRY(attend_matrix_256, attend_matrix<256, 2>)
+INT4KV_ENTRY(attend_matrix_64, INT4KV_SIMDGROUPS, attend_matrix<64, 4>)
+INT4KV_ENTRY(attend_matrix_128, INT4KV_SIMDGROUPS, attend_matrix<128, 4>)
+INT4KV_ENTRY(attend_matrix_256, INT4KV_SIMDGROUPS, attend_matrix<256, 2>)

@@ -251,5 +251,5 @@ template <int H>
   write_rows(p, rows, found, batch, kv_head, block, split, simdgroup, thread_index, row_layout(), output);
 }
 
-INT4KV_ENTRY(attend_simd_1, attend_simd<1>)
-INT4KV_ENTRY(attend_simd_2, attend_simd<2>)
+INT4KV_ENTRY(attend_simd_1, INT4KV_SIMDGROUPS, attend_simd<1>)
+INT4KV_ENTRY(attend_simd_2, INT4KV_SIMDGROUPS, attend_simd<2>)

@@ -38,11 +38,11 @@ template <int U>
   store_row(out, p.out, row_offset(p.out, batch, head, token), U, lane, x);
 }
 
-INT4KV_ENTRY(dequantize_32, dequantize<1>)
-INT4KV_ENTRY(dequantize_64, dequantize<2>)
-INT4KV_ENTRY(dequantize_96, dequantize<3>)
-INT4KV_ENTRY(dequantize_128, dequantize<4>)
-INT4KV_ENTRY(dequantize_160, dequantize<5>)
-INT4KV_ENTRY(dequantize_192, dequantize<6>)
-INT4KV_ENTRY(dequantize_224, dequantize<7>)
-INT4KV_ENTRY(dequantize_256, dequantize<8>)
+INT4KV_ENTRY(dequantize_32, 1, dequantize<1>)
+INT4KV_ENTRY(dequantize_64, 1, dequantize<2>)
+INT4KV_ENTRY(dequantize_96, 1, dequantize<3>)
+INT4KV_ENTRY(dequantize_128, 1, dequantize<4>)
+INT4KV_ENTRY(dequantize_160, 1, dequantize<5>)
+INT4KV_ENTRY(dequantize_192, 1, dequantize<6>)
+INT4KV_ENTRY(dequantize_224, 1, dequantize<7>)
+INT4KV_ENTRY(dequantize_256, 1, dequantize<8>)

@@ -2,8 +2,8 @@
 #ifndef INT4KV_METAL_ENTRY_H
 #define INT4KV_METAL_ENTRY_H
 
-// A kernel by the name that the host looks it up by: an instance of a template.
-#define INT4KV_ENTRY(name, ...) template [[host_name(#name)]] [[kernel]] decltype(__VA_ARGS__) __VA_ARGS__;
+// A kernel by the name that the host looks it up by: an instance of a template, for threadgroups of so many simdgroups.
+#define INT4KV_ENTRY(name, simdgroups, ...) template [[host_name(#name)]] [[kernel]] decltype(__VA_ARGS__) __VA_ARGS__;
 
 // `count` elements that the threads of a threadgroup share.
 #define INT4KV_THREADGROUP(type, name, count) threadgroup type name[count]

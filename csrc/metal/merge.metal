@@ -39,4 +39,4 @@ template <uint M>
   write_output(p, x, sum, batch, kv_head, row, lane, output);
 }
 
-INT4KV_ENTRY(merge, merge_splits<INT4KV_MERGE_SIMDGROUPS>)
+INT4KV_ENTRY(merge, INT4KV_MERGE_SIMDGROUPS, merge_splits<INT4KV_MERGE_SIMDGROUPS>)

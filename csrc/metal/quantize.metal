@@ -66,11 +66,11 @@ template <int U>
   }
 }
 
-INT4KV_ENTRY(quantize_32, quantize<1>)
-INT4KV_ENTRY(quantize_64, quantize<2>)
-INT4KV_ENTRY(quantize_96, quantize<3>)
-INT4KV_ENTRY(quantize_128, quantize<4>)
-INT4KV_ENTRY(quantize_160, quantize<5>)
-INT4KV_ENTRY(quantize_192, quantize<6>)
-INT4KV_ENTRY(quantize_224, quantize<7>)
-INT4KV_ENTRY(quantize_256, quantize<8>)
+INT4KV_ENTRY(quantize_32, 1, quantize<1>)
+INT4KV_ENTRY(quantize_64, 1, quantize<2>)
+INT4KV_ENTRY(quantize_96, 1, quantize<3>)
+INT4KV_ENTRY(quantize_128, 1, quantize<4>)
+INT4KV_ENTRY(quantize_160, 1, quantize<5>)
+INT4KV_ENTRY(quantize_192, 1, quantize<6>)
+INT4KV_ENTRY(quantize_224, 1, quantize<7>)
+INT4KV_ENTRY(quantize_256, 1, quantize<8>)

@@ -39,6 +39,15 @@ inline RowLayout row_layout() {
   return {D + 12, D / 8};
 }
 
+// Where a simdgroup transposes its weights: column c's of block b begin at c * stride + 8 b. Four floats keep the banks apart.
+constant constexpr uint kWeightStride = 8 * 4 + 4;
+
+// Threadgroup memory for that, in floats.
+template <int D>
+constexpr uint scratch_size() {
+  return INT4KV_SIMDGROUPS * INT4KV_COLUMNS * kWeightStride;
+}
+
 // The queries of a block as fragments, in threadgroup memory: the pair of lane l of fragment f in pairs[32 f + l].
 template <int D>
 struct Queries {
@@ -52,7 +61,7 @@ struct Queries {
 
 // From rows to fragments in the same memory. Every simdgroup takes columns, in registers between the barriers.
 template <int D>
-inline Queries<D> lay_out_queries(threadgroup float* rows, uint simdgroup, Place at) {
+inline Queries<D> lay_out_queries(threadgroup float* rows, threadgroup float*, uint simdgroup, Place at) {
   float x[INT4KV_COLUMNS / INT4KV_SIMDGROUPS][D / INT4KV_UNIT];
   for (uint n = 0; n < INT4KV_COLUMNS / INT4KV_SIMDGROUPS; n++) {
     for (uint u = 0; u < D / INT4KV_UNIT; u++) {
@@ -172,10 +181,6 @@ inline void rescale(thread Sums<D>& sums, thread const float* by, thread const h
   }
 }
 
-// Where a simdgroup transposes its weights: column c's of block b begin at c * stride + 8 b. Four floats keep the banks apart.
-constant constexpr uint kWeightStride = 8 * 4 + 4;
-constant constexpr uint kWeightsSize = INT4KV_SIMDGROUPS * INT4KV_COLUMNS * kWeightStride;
-
 template <int B>
 inline void transpose_weights(thread const float* weight, thread const float* scale, Place at, threadgroup float* weights) {
   simdgroup_barrier(mem_flags::mem_threadgroup);  // the weights of the tile before have been read
@@ -193,7 +198,7 @@ inline Fragment weight_fragment(const threadgroup float* weights, int b, Place a
   return fragment_of(pair.x, pair.y);
 }
 
-// O += P^T V, weight[e * B + b] being P of column e and token b. `weights`: this simdgroup's part of kWeightsSize floats.
+// O += P^T V, weight[e * B + b] being P of column e and token b. `weights`: this simdgroup's part of the scratch.
 template <int D, int B>
 inline void add_codes(
     thread const TileWords<D, B>& words, Coding coding, thread const float* weight, thread const half* scales, Place at,
