@@ -1,4 +1,7 @@
-"""Builds int4kv._C: the ops and the module that carries build facts. Everything else is in pyproject.toml."""
+"""Builds int4kv._C: the ops and the module that carries build facts. Everything else is in pyproject.toml.
+
+INT4KV_CUDA=1 adds the ops on CUDA. No nvcc is needed: the kernels are compiled at run time.
+"""
 import os
 import subprocess
 import sys
@@ -9,8 +12,12 @@ from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "csrc", "cuda"))
+import cuda_headers  # noqa: E402
+
 GENERATED = os.path.join(HERE, "build", "generated")
 MAC = sys.platform == "darwin"
+CUDA = os.environ.get("INT4KV_CUDA", "0") not in ("", "0")
 
 # a * b + c is two roundings, as format.h says. -Wno-psabi: vectors never cross a call. OpenMP is what at::parallel_for is made of on Linux.
 COMPILE = ["-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wno-psabi"]
@@ -19,7 +26,7 @@ FRAMEWORKS = ["-framework", "Foundation", "-framework", "Metal"] if MAC else []
 
 
 def sources():
-    folders = ("csrc/*.cpp", "csrc/cpu/*.cpp") + (("csrc/mps/*.mm",) if MAC else ())
+    folders = ["csrc/*.cpp", "csrc/cpu/*.cpp"] + ["csrc/gpu/*.cpp"] * (MAC or CUDA) + ["csrc/mps/*.mm"] * MAC + ["csrc/cuda/*.cpp"] * CUDA
     return sorted(path for pattern in folders for path in glob(pattern, root_dir=HERE))
 
 
@@ -29,22 +36,25 @@ def write_build_facts():
         file.write(f'TORCH_VERSION = "{torch.__version__}"\n')
 
 
-def embed_metal_kernels():
-    header = os.path.join(GENERATED, "int4kv_metal_source.h")
-    subprocess.run([sys.executable, os.path.join(HERE, "csrc", "mps", "embed_metal.py"), header], check=True)
+def embed_kernels(script, header):
+    subprocess.run([sys.executable, os.path.join(HERE, "csrc", script), os.path.join(GENERATED, header)], check=True)
 
 
+include_folders = cuda_headers.folders() if CUDA else []
 write_build_facts()
 if MAC:
-    embed_metal_kernels()
+    embed_kernels("gpu/embed_metal.py", "int4kv_metal_source.h")
+if CUDA:
+    embed_kernels("cuda/embed_cuda.py", "int4kv_cuda_source.h")
 setup(
     ext_modules=[
         CppExtension(
             "int4kv._C",
             sources(),
-            include_dirs=[GENERATED] if MAC else [],
+            include_dirs=[GENERATED] * (MAC or CUDA) + include_folders,
             extra_compile_args={"cxx": COMPILE + OPENMP},
             extra_link_args=OPENMP + FRAMEWORKS,
+            libraries=["c10_cuda"] * CUDA,
             depends=[p for kind in ("h", "metal") for p in glob(f"csrc/**/*.{kind}", recursive=True, root_dir=HERE)],
         )
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "csrc" / "mps")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "csrc" / "gpu")]
 
 import embed_metal  # noqa: E402
 from rig.msl import toolchain  # noqa: E402

@@ -30,7 +30,8 @@ def pick_device(name: str) -> str:
     from . import ops
 
     if name == "auto":
-        return "mps" if "mps" in ops.backends() and torch.backends.mps.is_available() else "cpu"
+        available = {"mps": torch.backends.mps.is_available, "cuda": torch.cuda.is_available, "cpu": lambda: True}
+        return next(device for device in ops.backends() if available[device]())
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -56,7 +57,7 @@ def info():
     built = ops.build_info()
     table = Table("", "", show_header=False, box=None)
     for name, value in (
-        ("int4kv", __version__), ("kernels", ", ".join(ops.backends())), ("device", _device_facts()),
+        ("int4kv", __version__), ("kernels", ", ".join(ops.backends())), ("device", _device_facts(pick_device("auto"))),
         ("torch", f"{torch.__version__} (built against {built['torch']})"), ("transformers", transformers.__version__),
         ("threads", f"{torch.get_num_threads()} (OpenMP {'on' if built['openmp'] else 'off'})"),
         ("compiler", built["compiler"]), ("format", str(built["format_version"])),
@@ -66,21 +67,24 @@ def info():
     console.print(table)
 
 
-def _device_facts() -> str:
+def _device_facts(device: str) -> str:
     """'cpu', or what the GPU is, how many cores it has and which kernels were built for it now."""
     import torch
 
     from . import ops
 
-    if pick_device("auto") != "mps":
-        return "cpu"
-    origin, *kernels = ops.prepare("mps", list(range(32, 257, 32)))
-    mac = torch.backends.mps
-    return f"mps: {mac.get_name()}, {mac.get_core_count()} cores; {len(kernels)} Metal kernels built from {origin}"
+    if device.startswith("mps"):
+        chip = f"{torch.backends.mps.get_name()}, {torch.backends.mps.get_core_count()} cores"
+    elif device.startswith("cuda"):
+        chip = f"{torch.cuda.get_device_name(device)}, {torch.cuda.get_device_properties(device).multi_processor_count} multiprocessors"
+    else:
+        return device
+    origin, *kernels = ops.prepare(device, list(range(32, 257, 32)))
+    return f"{device}: {chip}; {len(kernels)} kernels built from {origin}"
 
 
 @app.command()
-def selftest(device: Annotated[str, typer.Option(help="auto, cpu, mps, ...")] = "auto"):
+def selftest(device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda, ...")] = "auto"):
     """Every kernel against the reference on this device, in about a minute: a table to paste into an issue."""
     import platform
 
@@ -90,7 +94,7 @@ def selftest(device: Annotated[str, typer.Option(help="auto, cpu, mps, ...")] = 
     from .selftest import run
 
     where = pick_device(device)
-    title = f"int4kv {__version__}, torch {torch.__version__}, {platform.platform()}\n{_device_facts() if where == 'mps' else where}"
+    title = f"int4kv {__version__}, torch {torch.__version__}, {platform.platform()}\n{_device_facts(where)}"
     table = Table("kernel", "cases", "largest error", "accepted", "", title=title, title_justify="left")
     with errors.status("") as status:
         findings = list(run(where, lambda text: status.update(text)))
@@ -106,7 +110,7 @@ def generate(
     model: Annotated[str, typer.Option(help="A folder, a hub id, or a bundled model: tiny-qwen2, tiny-gemma3.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
     cache: Annotated[CacheKind, typer.Option(help="int4 or fp (transformers' own).")] = CacheKind.int4,
-    device: Annotated[str, typer.Option(help="auto, cpu, mps, ...")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda, ...")] = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
@@ -134,7 +138,7 @@ def generate(
 
 @app.command()
 def demo(
-    device: Annotated[str, typer.Option(help="auto, cpu, mps, ...")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda, ...")] = "auto",
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("demo.png"),
 ):
     """Both bundled models with the fp cache and the int4 cache: text, bytes, speed and quality side by side."""

@@ -44,8 +44,15 @@ def backends() -> tuple[str, ...]:
     return tuple(key.lower() for key in ("MPS", "CUDA", "CPU") if has("int4kv::attend", key))
 
 
+def check_device(name: str, device: torch.device) -> None:
+    """Raise ValueError for a device that this build has no kernels for. `name`: what is there."""
+    if device.type not in (*backends(), "meta"):
+        hint = "; for CUDA, build it with INT4KV_CUDA=1 pip install --no-build-isolation ." if device.type == "cuda" else ""
+        raise ValueError(f"{name} is on {device}; this build of int4kv has kernels for {', '.join(backends())}{hint}")
+
+
 def prepare(device: torch.device | str, head_dims: list[int], k_bits: int = 4, v_bits: int = 4, codebook: str = "lloyd") -> list[str]:
-    """Build a device's kernels before they are first needed. On mps: ["metallib" or "source", kernel, kernel, ...]; else []."""
+    """Build a GPU's kernels before they are first needed. Returns where they come from, then every kernel built so far; on the CPU []."""
     return torch.ops.int4kv.prepare(torch.empty(0, device=device), head_dims, k_bits, v_bits, codebook)
 
 

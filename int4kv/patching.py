@@ -35,6 +35,8 @@ def patch(model, config: Int4KVConfig | None = None, **overrides):
     config = make_config(config, **overrides)
     check_supported(model)
     Int4Cache(model.config, config)  # refuses what does not fit this model before anything is changed
+    for device in devices_of(model):
+        ops.check_device("model", device)
     if is_patched(model):
         unpatch(model)
     _prepare_kernels(model, config)
@@ -51,10 +53,14 @@ def _prepare_kernels(model, config) -> None:
     head_dim = head_dim_of(text_config(model.config))
     layers = range(len(layer_windows(model.config)))
     used = {pair(config.for_layer(i, len(layers)).bits) for i in layers}
-    for device in {parameter.device for parameter in model.parameters()}:
-        if device.type in ops.backends():
-            for k_bits, v_bits in used:
-                ops.prepare(device, [head_dim], k_bits, v_bits, config.codebook)
+    for device in devices_of(model):
+        for k_bits, v_bits in used:
+            ops.prepare(device, [head_dim], k_bits, v_bits, config.codebook)
+
+
+def devices_of(model) -> set:
+    """Every torch.device that the model's parameters are on."""
+    return {parameter.device for parameter in model.parameters()}
 
 
 def unpatch(model):

@@ -69,6 +69,7 @@ class PackedStorage:
         """Shape, dtype and device of all that comes, from the first keys."""
         self.batch_size, self.num_heads, _, self.head_dim = k.shape
         self.dtype, self.device = k.dtype, k.device
+        ops.check_device("k", k.device)
         self.sides = sides_of(self.config, self.layer_idx, self.num_heads, self.head_dim, self.device)
         self.is_initialized = True
 

@@ -1,28 +1,32 @@
-"""pytest --device cpu (default) or mps: the same tests for either. A test that cannot run is a failure, not a skip."""
+"""pytest --device cpu (default), mps or cuda: the same tests for each. A test that cannot run is a failure, not a skip."""
 
 import os
 import sys
 
 import pytest
 
-NOT_ABOUT = {"cpu": "mps_only", "mps": "cpu_only"}
-ABOUT_SOURCES = ("test_build.py", "test_cpu_emulated.py", "test_macos.py", "test_rig_*.py", "test_metal_kernels.py")  # run once, beside the CPU
+DEVICES = ("cpu", "mps", "cuda")
+ABOUT = {"cpu_only": ("cpu",), "mps_only": ("mps",), "cuda_only": ("cuda",), "gpu_only": ("mps", "cuda")}
+# Run once, beside the CPU.
+ABOUT_SOURCES = (
+    "test_build.py", "test_cpu_emulated.py", "test_cuda_build.py", "test_cuda_source.py", "test_macos.py", "test_rig_*.py", "test_metal_kernels.py",
+)
 FOR_LINUX = ("test_cpu_emulated.py", "test_macos.py", "test_rig_*.py", "test_metal_*.py")  # emulators, the rig and what it counts
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", choices=list(NOT_ABOUT), default="cpu", help="where the ops and models under test run")
+    parser.addoption("--device", choices=DEVICES, default="cpu", help="where the ops and models under test run")
 
 
 def pytest_configure(config):
-    for device, marker in NOT_ABOUT.items():
-        config.addinivalue_line("markers", f"{marker}: not about the device {device}")
+    for marker, devices in ABOUT.items():
+        config.addinivalue_line("markers", f"{marker}: about {' and '.join(devices)}")
     prepare(config.getoption("device"))
     config.pluginmanager.import_plugin("tiny_models")  # not before: transformers asks torch for its devices when imported
 
 
 def prepare(device):
-    """Make the device there is, before anything asks torch for it: without a Mac, mps is the emulated one of tests/rig."""
+    """Choose the device before anything asks torch for it: without a Mac, mps is the emulated one of tests/rig."""
     os.environ["INT4KV_DEVICE"] = device
     emulated = device == "mps" and sys.platform != "darwin"
     if emulated:
@@ -35,6 +39,8 @@ def prepare(device):
 
     if emulated:
         rig_device.load_ops()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device is cuda, and torch sees no CUDA device; accepted here are cpu and mps")
     torch.set_num_threads(1)  # the models are tiny and two test processes share two cores
 
 
@@ -43,16 +49,17 @@ def pytest_report_header(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    left_out = ABOUT_SOURCES * (config.getoption("device") != "cpu") + FOR_LINUX * (sys.platform != "linux")
+    device = config.getoption("device")
+    left_out = ABOUT_SOURCES * (device != "cpu") + FOR_LINUX * (sys.platform != "linux" or device == "cuda")
     return True if any(collection_path.match(name) for name in left_out) else None
 
 
 def pytest_collection_modifyitems(config, items):
     """Tests that are not about this device are no part of the run."""
-    marker = NOT_ABOUT[config.getoption("device")]
-    elsewhere = [item for item in items if item.get_closest_marker(marker)]
+    markers = [marker for marker, devices in ABOUT.items() if config.getoption("device") not in devices]
+    elsewhere = {item for item in items if any(map(item.get_closest_marker, markers))}
     config.hook.pytest_deselected(items=elsewhere)
-    items[:] = [item for item in items if not item.get_closest_marker(marker)]
+    items[:] = [item for item in items if item not in elsewhere]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,8 +1,8 @@
 """Calls that reach every Metal kernel, width and codebook, small enough for a sanitizer. As a program it makes them on the emulated device:
 
-    python tests/metal_calls.py [MUTATED.mm]      exits with 1 and a message when mps and CPU disagree
+    python tests/metal_calls.py [MUTATED]      exits with 1 and a message when mps and CPU disagree
 
-MUTATED.mm takes the place of the file of that name in csrc/mps. RIG_RECORD=DIR keeps the dispatches.
+MUTATED takes the place of the file of that name in csrc/mps or csrc/gpu. RIG_RECORD=DIR keeps the dispatches.
 """
 
 import sys
@@ -177,14 +177,14 @@ def disagreement(ours, theirs):
 
 
 def main(mutated=None):
-    from rig import device
+    from rig import build, device
 
     device.load()
     import int4kv  # noqa: F401  the ops' schemas
 
-    mps = ROOT / "csrc" / "mps"
-    sources = [p for p in sorted(mps.glob("*.mm")) if mutated is None or p.name != mutated.name] + [ROOT / "csrc" / "checks.cpp"]
-    device.load_ops(sources + ([mutated] if mutated else []), flags=("-fvisibility=hidden", f"-I{mps}"))
+    sources = [p for p in build.project_ops() if mutated is None or p.name != mutated.name]
+    folders = [f"-I{ROOT / 'csrc' / name}" for name in ("mps", "gpu")]
+    device.load_ops(sources + ([mutated] if mutated else []), flags=("-fvisibility=hidden", *folders))
     return disagreement(all_calls("mps"), all_calls("cpu"))
 
 

@@ -43,7 +43,7 @@ def test_generate_streams_text_and_closes_with_speed_and_bytes(cache):
     check_streamed(done.stdout, cache)
 
 
-@pytest.mark.mps_only
+@pytest.mark.gpu_only
 @pytest.mark.parametrize("cache", ["int4", "fp"])
 def test_generate_on_the_device_that_was_asked_for(cache):
     result = runner.invoke(cli.app, generate("--cache", cache, "--max-new-tokens", "30"))

@@ -95,12 +95,12 @@ def test_threads_do_not_disturb_each_other():
     assert all(all_same_bits(alone[i][0], together[i][0]) for i in range(2))
 
 
-@pytest.mark.mps_only
+@pytest.mark.gpu_only
 def test_tensors_left_on_the_cpu_are_named():
     sides, _ = two_sides(1, 2, 8)
-    with pytest.raises(ValueError, match="q is on cpu; accepted is mps:0, where the other tensors are"):
+    with pytest.raises(ValueError, match=f"q is on cpu; accepted is {DEVICE.type}:0, where the other tensors are"):
         ops.attend(torch.zeros(1, 2, 1, 64), *sides, 0, 8, 1.0)
-    with pytest.raises(ValueError, match="k_centre is on cpu; accepted is mps:0"):
+    with pytest.raises(ValueError, match=f"k_centre is on cpu; accepted is {DEVICE.type}:0"):
         ops.quantize_kv(numbers(1, 2, 1, 64), numbers(1, 2, 1, 64), *sides, 0, k_centre=torch.zeros(1, 2, 64))
 
 

@@ -260,7 +260,7 @@ def run(*options, model="tiny-gemma3"):
     return CliRunner().invoke(cli.app, arguments, env={"HF_HUB_OFFLINE": "1", "COLUMNS": "180"})
 
 
-@pytest.mark.mps_only
+@pytest.mark.gpu_only
 def test_the_command_measures_on_the_device():
     result = run("--recipes", "default", "--windows", "2", "--length", "96", "--divergence")
     assert result.exit_code == 0 and "2 windows, 190 tokens" in result.stdout and "no other token" in result.stdout, result.output

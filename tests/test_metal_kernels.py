@@ -11,7 +11,7 @@ from rig.msl.compile import build_replay, compile_metal
 
 TESTS = Path(__file__).parent
 CSRC = TESTS.parent / "csrc"
-sys.path.insert(0, str(CSRC / "mps"))
+sys.path.insert(0, str(CSRC / "gpu"))
 import embed_metal  # noqa: E402
 
 
@@ -138,24 +138,24 @@ def test_a_mutant_of_a_kernel_is_caught(recordings, tmp_path, what, only, text, 
 
 # (what was broken, its file, text, what it became, the rig's words)
 HOST_MUTANTS = [
-    ("a binding left out", "attend.mm", "out, partial, statistics},", "out, partial},", "attend_"),
-    ("a buffer too short", "attend.mm", "at::empty({partials, head_dim}, scratch)", "at::empty({partials / 2, head_dim}, scratch)", ""),
-    ("the storage offset forgotten", "encoding.mm", "offset:bound.storage_offset() * bound.element_size()", "offset:0 * bound.element_size()", ""),
-    ("the encoder taken outside the queue's block", "encoding.mm", "  at::mps::dispatch_sync_with_rethrow(", "  stream->commandEncoder();\n  at::mps::dispatch_sync_with_rethrow(", "commandEncoder"),
-    ("sinks counted from the op's start", "attend.mm", "plain_rows_of(*v_sink, start)", "plain_rows_of(*v_sink, 0)", "apart"),
-    ("codes of a narrower width", "stored.mm", "static_cast<unsigned>(bits_of(codes, head_dim))", "4", ""),
-    ("an encoder ended under torch's feet", "encoding.mm", "  profiler.endProfileKernel(pipeline);", "  profiler.endProfileKernel(pipeline);\n  [encoder endEncoding];", "endEncoding"),
-    ("a library that Metal refuses", "pipelines.mm", "kMetalLibraryBytes ? from_library(device, &error) : from_source(device, &error)",
+    ("a binding left out", "gpu/attend.cpp", "&out, &partial, &statistics},", "&out, &partial},", "attend_"),
+    ("a buffer too short", "gpu/attend.cpp", "queries * plan.splits, head_dim}", "queries * plan.splits / 2, head_dim}", ""),
+    ("the storage offset forgotten", "mps/encoding.mm", "offset:bound.storage_offset() * bound.element_size()", "offset:0 * bound.element_size()", ""),
+    ("the encoder taken outside the queue's block", "mps/encoding.mm", "  at::mps::dispatch_sync_with_rethrow(", "  stream->commandEncoder();\n  at::mps::dispatch_sync_with_rethrow(", "commandEncoder"),
+    ("sinks counted from the op's start", "gpu/attend.cpp", "plain_rows_of(*v_sink, start)", "plain_rows_of(*v_sink, 0)", "apart"),
+    ("codes of a narrower width", "gpu/stored.cpp", "static_cast<unsigned>(bits_of(codes, head_dim))", "4", ""),
+    ("an encoder ended under torch's feet", "mps/encoding.mm", "  profiler.endProfileKernel(pipeline.state);", "  profiler.endProfileKernel(pipeline.state);\n  [encoder endEncoding];", "endEncoding"),
+    ("a library that Metal refuses", "mps/pipelines.mm", "kMetalLibraryBytes ? from_library(device, &error) : from_source(device, &error)",
      "from_library(device, &error)", "int4kv: the Metal library cannot be loaded"),
-    ("a threadgroup too large", "attend.mm", "&p, sizeof p, grid, INT4KV_SIMDGROUPS}", "&p, sizeof p, grid, 64}", "needs 2048 threads per threadgroup and this device allows 1024"),
+    ("a threadgroup too large", "mps/encoding.mm", "needed = dispatch.kernel.simdgroups() * INT4KV_SIMD", "needed = 2048", "needs 2048 threads per threadgroup and this device allows 1024"),
 ]
 
 
 @pytest.mark.parametrize("what, file, text, became, words", HOST_MUTANTS, ids=[m[0] for m in HOST_MUTANTS])
 def test_a_mutant_of_the_host_code_is_caught(tmp_path, what, file, text, became, words):
-    source = (CSRC / "mps" / file).read_text()
+    source = (CSRC / file).read_text()
     assert source.count(text) == 1, f"{source.count(text)} places to break"
-    mutated = tmp_path / file
+    mutated = tmp_path / Path(file).name
     mutated.write_text(source.replace(text, became).replace('"../', f'"{CSRC}/'))
     done = run(sys.executable, TESTS / "metal_calls.py", mutated, RIG_GUARD="1")
     assert done.returncode != 0

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "csrc" / "mps"))
+sys.path.insert(0, str(ROOT / "csrc" / "gpu"))
 import embed_metal  # noqa: E402
 
 pytestmark = pytest.mark.cpu_only  # it is about the build
 
 
 def written(tmp_path):
-    embed_metal.write(tmp_path / "out" / "int4kv_metal_source.h")
+    source = embed_metal.source()
+    embed_metal.write(tmp_path / "out" / "int4kv_metal_source.h", embed_metal.header(source, embed_metal.library(source)))
     return (tmp_path / "out" / "int4kv_metal_source.h").read_text()
 
 

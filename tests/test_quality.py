@@ -103,13 +103,13 @@ def continued(name, device):
         return model.generate(ids[:, :300], do_sample=False, max_new_tokens=48)
 
 
-@pytest.mark.mps_only
+@pytest.mark.gpu_only
 @pytest.mark.parametrize("name", models.NAMES)
 def test_a_model_continues_a_text_as_on_the_cpu(name):
     assert torch.equal(continued(name, DEVICE).cpu(), continued(name, "cpu"))
 
 
-@pytest.mark.mps_only
+@pytest.mark.gpu_only
 @pytest.mark.parametrize("name", models.NAMES)
 def test_quality_is_that_of_the_cpu(name):
     """Token by token, so that every step reads the codes; the two differ by rounding and by the codes that it flips."""

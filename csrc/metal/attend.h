@@ -13,9 +13,9 @@
 #include "rotation.h"
 #include "source.h"
 
-constant uint k_bits [[function_constant(INT4KV_K_BITS_CONSTANT)]];
-constant uint v_bits [[function_constant(INT4KV_V_BITS_CONSTANT)]];
-constant uint codebook [[function_constant(INT4KV_CODEBOOK_CONSTANT)]];
+INT4KV_FUNCTION_CONSTANT(k_bits, INT4KV_K_BITS_CONSTANT);
+INT4KV_FUNCTION_CONSTANT(v_bits, INT4KV_V_BITS_CONSTANT);
+INT4KV_FUNCTION_CONSTANT(codebook, INT4KV_CODEBOOK_CONSTANT);
 
 constant constexpr float kFloor = -1e30f;  // the maximum of no scores; a score never is as low
 constant constexpr float kLog2e = 1.44269504f;
@@ -55,10 +55,16 @@ struct Share {
   int from, to;
 };
 
+// The first token of the tile that holds `token`: tiles begin at slots that are multiples of their size.
+inline int tile_start(constant Int4kvStored& stored, int token, int tile) {
+  return token - int((stored.first_slot + uint(token)) % uint(tile));
+}
+
 inline Share share_of(constant Int4kvAttend& p, Span first, Span last, uint split, int tile) {
-  int tiles = (last.hi - first.lo + tile - 1) / tile, size = (tiles + int(p.splits) - 1) / int(p.splits) * tile;
+  int start = tile_start(p.k, first.lo, tile), tiles = (last.hi - start + tile - 1) / tile;
+  int size = (tiles + int(p.splits) - 1) / int(p.splits) * tile;
   Share share;
-  share.from = min(first.lo + int(split) * size, last.hi);
+  share.from = min(start + int(split) * size, last.hi);
   share.to = min(share.from + size, last.hi);
   return share;
 }
@@ -72,10 +78,19 @@ inline float capped(constant Int4kvAttend& p, float score) {
   return p.softcap > 0.0f ? p.softcap * precise::tanh(score / p.softcap) * kLog2e : score;
 }
 
-// The `count` query rows of a block, rotated and scaled: channel c of row n into rows[n * stride + c]. Simdgroups take rows in turn.
+// Rows of a block in threadgroup memory: a gap after every `chunk` channels keeps lanes that own chunks on different banks.
+struct RowLayout {
+  uint stride, chunk;
+};
+
+inline uint row_index(RowLayout layout, uint row, uint channel) {
+  return row * layout.stride + channel + channel / layout.chunk;
+}
+
+// The `count` query rows of a block, rotated and scaled. Simdgroups take rows in turn.
 inline void load_queries(
     constant Int4kvAttend& p, const device void* q, const device float* rotation, uint batch, uint kv_head, uint block, uint count,
-    uint simdgroup, uint lane, uint stride, threadgroup float* rows) {
+    uint simdgroup, uint lane, RowLayout layout, threadgroup float* rows) {
   for (uint n = simdgroup; n < count; n += INT4KV_SIMDGROUPS) {
     QueryRow row = query_row(p, kv_head, block * count + n);
     uint units = p.head_dim / INT4KV_UNIT;
@@ -83,7 +98,7 @@ inline void load_queries(
     load_row(q, p.q, row_offset(p.q, batch, row.head, row.query), units, lane, x);
     rotate(x, p.k_rotation, rotation, kv_head, units, lane);
     for (uint u = 0; u < kMaxUnits; u++) {
-      if (u < units) rows[n * stride + INT4KV_UNIT * u + lane] = row.live ? x[u] * p.scale : 0.0f;
+      if (u < units) rows[row_index(layout, n, INT4KV_UNIT * u + lane)] = row.live ? x[u] * p.scale : 0.0f;
     }
   }
 }
@@ -143,16 +158,16 @@ inline void write_row(
   if (lane == 0) output.statistics[slot] = float2(maximum, sum);
 }
 
-// The live rows of a block that lie in threadgroup memory as load_queries lays them out.
+// The live rows of a block that lie in threadgroup memory.
 inline void write_rows(
     constant Int4kvAttend& p, const threadgroup float* rows, thread const Statistics& found, uint batch, uint kv_head, uint block,
-    uint split, uint simdgroup, uint lane, uint stride, thread const Output& output) {
+    uint split, uint simdgroup, uint lane, RowLayout layout, thread const Output& output) {
   for (uint n = simdgroup; n < found.count; n += INT4KV_SIMDGROUPS) {
     QueryRow row = query_row(p, kv_head, block * found.count + n);
     if (!row.live) continue;
     float x[kMaxUnits] = {}, maximum = found.maximum(n);
     for (uint u = 0; u < kMaxUnits; u++) {
-      if (u < p.head_dim / INT4KV_UNIT) x[u] = rows[n * stride + INT4KV_UNIT * u + lane];
+      if (u < p.head_dim / INT4KV_UNIT) x[u] = rows[row_index(layout, n, INT4KV_UNIT * u + lane)];
     }
     write_row(p, x, maximum, found.sum(n, maximum), batch, kv_head, row, split, lane, output);
   }

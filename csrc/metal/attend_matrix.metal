@@ -1,158 +1,173 @@
 // attend for three to eight query rows at a time, and for chunks in blocks of eight: o = R_v^T softmax2(q' K'^T) V' with
-// q' = log2(e) * scale * R_k q, by simdgroup_matrix. Packed codes of a symmetric codebook, one scale per row, head_dim 64, 128 or 256.
+// q' = log2(e) * scale * R_k q, on matrix units. Packed codes of a symmetric codebook, one scale per row, head_dim 64, 128 or 256.
 //
-// Grid: (splits, kv_heads * blocks, batch). A threadgroup owns 8 query rows (the columns of the fragments) of one KV head and one
-// share of their tokens; its simdgroups take tiles of 8 * B tokens in turn and keep their own maximum and sums.
+// Grid: (splits, kv_heads * blocks, batch). A threadgroup owns 8 query rows, the columns of the products, of one KV head and one
+// share of their tokens; its simdgroups take tiles of 8 * B tokens in turn and keep their own maximum and sums. tiles.h says which
+// lane owns which token and channel. Each word of codes is read once for all eight columns, 16 bytes at a time; K's scale multiplies
+// the score, V's the weight. The keys of the next tile are asked for before the values of this one are used.
 //
-//   S (8 tokens x 8 columns)  += K (8 tokens x 8 channels) * Q (8 channels x 8 columns)      head_dim / 8 times a block
-//   O (8 columns x 8 channels) += P^T (8 columns x 8 tokens) * V (8 tokens x 8 channels)
-//
-// The four lanes of a fragment row own one token of each block and a quarter of its channels: the same contiguous words of K and
-// of V, decoded straight into fragments, so no code is ever moved between lanes. Fragment 4 w + t is pair t of word w of each
-// lane; q and o follow that order, and only threadgroup memory knows channels. Each word is read once for all eight columns.
-// K's scale multiplies the score, V's the weight. P is transposed through threadgroup memory, once a tile.
+// Scores count from a reference that is the maximum of a column only when it is set: it is raised when a score is more than
+// kHeadroom above it, so that most tiles neither exchange maxima nor rescale their sums. A tile whose rows lie together and are
+// seen by every column takes no care of tokens one by one: the first and last tiles and the end of a ring do.
 // Registers, head_dim 128, 4 bits: 32 for o, 16 and 16 for the words of a tile, 8 for S; at 256 B is 2: 64, 16, 16, 4. Words stay as
 // they lie in the planes until they are used: 8 bits take twice as many.
-#include "attend.h"
 #include "tiles.h"
 
-constant constexpr uint kColumns = INT4KV_COLUMNS;
+constant constexpr float kUnseen = -1e30f;   // the score of a token that a column does not see
+constant constexpr float kHeadroom = 8.0f;   // weights go up to 2^8, which fp16 holds well
 
+// The query rows whose scores a lane holds: what they have come to, and the tokens [from, to) that they see in a pass.
 struct Columns {
-  float maximum[2], sum[2];
-  long mask[2];
-  int from[2], to[2];
+  float maximum[kLaneColumns], sum[kLaneColumns];
+  long mask[kLaneColumns];
+  int from[kLaneColumns], to[kLaneColumns];
 };
 
-// Which tokens a pass of a simdgroup reads: tiles from first on, `stride` apart, below last.
+// Which tokens a pass of a simdgroup reads: tiles from first on, `stride` apart, below last; every column sees [inner, inner_end).
 struct Pass {
-  int first, last, stride;
+  int first, last, stride, inner, inner_end;
 };
 
-// Columns of the block from rows [8][D] of threadgroup memory to fragments: the pair of lane l of fragment f in pairs[32 f + l].
-// Every simdgroup takes columns, in registers between the barriers.
-template <int D>
-inline void lay_out_queries(threadgroup float* rows, uint simdgroup, uint lane) {
-  float x[kColumns / INT4KV_SIMDGROUPS][D / INT4KV_UNIT];
-  for (uint n = 0; n < kColumns / INT4KV_SIMDGROUPS; n++) {
-    for (uint u = 0; u < D / INT4KV_UNIT; u++) x[n][u] = rows[(simdgroup + n * INT4KV_SIMDGROUPS) * D + INT4KV_UNIT * u + lane];
-  }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  for (uint n = 0; n < kColumns / INT4KV_SIMDGROUPS; n++) {
-    uint column = simdgroup + n * INT4KV_SIMDGROUPS;
-    for (uint u = 0; u < D / INT4KV_UNIT; u++) {
-      uint word = kWordsPerUnit * u + lane % 16 / 4, t = (lane & 1) * 2 + lane / 16, e = (lane >> 1) & 1;
-      uint index = word % (D / 32) * kPairs + t, row = word / (D / 32) * 2 + e;
-      rows[(32 * index + fragment_lane(row, column & 6)) * 2 + (column & 1)] = x[n][u];
-    }
-  }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
+// What every step of the loop needs of the threadgroup's task.
+struct Task {
+  const device bool* mask;
+  Place at;
+  threadgroup float* scratch;  // of this simdgroup
+};
+
+inline float reference_of(float maximum) {
+  return maximum == kFloor ? 0.0f : maximum;
 }
 
-// Scores of a tile -> weights of V, transposed into threadgroup memory: weights[column * (8 B + 4) + token]; 4 floats keep the
-// banks apart. Rescales o, one rescale a tile, when a maximum has moved.
-template <int D, int B>
+// x[e * N + i] = log2 of the weight of token i for column e, counted from the column's reference.
+template <int N>
+inline void relative_scores(
+    constant Int4kvAttend& p, thread const float* score, thread const half* scales, thread const Columns& columns, thread float* x) {
+  for (int e = 0; e < kLaneColumns; e++) {
+    float reference = reference_of(columns.maximum[e]);
+    for (int i = 0; i < N; i++) x[e * N + i] = fma(score[e * N + i], float(scales[i]), -reference);
+  }
+  if (p.softcap == 0.0f) return;
+  for (int e = 0; e < kLaneColumns; e++) {
+    float reference = reference_of(columns.maximum[e]);
+    for (int i = 0; i < N; i++) x[e * N + i] = capped(p, score[e * N + i] * float(scales[i])) - reference;
+  }
+}
+
+// Of a token that no column of the lane sees the value's scale may be anything.
+template <int N>
+inline void hide_unseen(
+    constant Int4kvAttend& p, thread const Columns& columns, thread const Task& task, int token, thread float* x, thread half* v_scale) {
+  for (int i = 0; i < N; i++) {
+    bool any = false;
+    for (int e = 0; e < kLaneColumns; e++) {
+      bool seen = token + i >= columns.from[e] && token + i < columns.to[e] && mask_allows(p, task.mask, columns.mask[e], token + i);
+      if (!seen) x[e * N + i] = kUnseen;
+      any = any || seen;
+    }
+    if (!any) v_scale[i] = half(0.0f);
+  }
+}
+
+template <int N>
+inline float largest(thread const float* x) {
+  float found = x[0];
+  for (int i = 1; i < N; i++) found = max(found, x[i]);
+  return found;
+}
+
+// Sets every column's reference to its maximum, where that is higher or the first; what has been summed up follows.
+template <int D, int N>
+inline void raise_references(
+    thread const float* x, thread const half* v_scale, thread const Task& task, thread Columns& columns, thread Sums<D>& sums) {
+  float by[kLaneColumns];
+  for (int e = 0; e < kLaneColumns; e++) {
+    float before = columns.maximum[e], top = column_max(largest<N>(x + e * N));
+    bool is_first = before == kFloor, raises = top > 0.5f * kUnseen && (is_first || top > 0.0f);
+    float after = raises ? reference_of(before) + top : before;
+    by[e] = fast::exp2(before - after);
+    columns.maximum[e] = after;
+    columns.sum[e] *= by[e];
+  }
+  rescale<D, N>(sums, by, v_scale, task.at);
+}
+
+// Scores of a tile -> weights, in place: 2^(score - reference), 0 where not seen. `whole`: every column sees every token.
+template <int D, int N>
 inline void softmax_tile(
-    constant Int4kvAttend& p, thread Fragment* score, const thread float* k_scale, const thread float* v_scale, int tile,
-    const device bool* mask, Place at, thread Columns& columns, threadgroup float* rescales, threadgroup float* weights,
-    thread Fragment* o) {
-  bool moved = false;
-  simdgroup_barrier(mem_flags::mem_threadgroup);  // the weights of the tile before have been read
-  for (int e = 0; e < 2; e++) {
-    float x[B], maximum = kFloor, sum = 0.0f;
-    bool seen[B];
-    for (int b = 0; b < B; b++) {
-      int token = tile + 8 * b + int(at.row);
-      seen[b] = token >= columns.from[e] && token < columns.to[e] && mask_allows(p, mask, columns.mask[e], token);
-      x[b] = capped(p, score[b].thread_elements()[e] * k_scale[b]);
-      maximum = seen[b] ? max(maximum, x[b]) : maximum;
-    }
-    maximum = max(columns.maximum[e], column_max(maximum));
-    float rescale = fast::exp2(columns.maximum[e] - maximum);
-    moved = moved || columns.maximum[e] != maximum;
-    for (int b = 0; b < B; b++) {
-      float weight = seen[b] ? fast::exp2(x[b] - maximum) : 0.0f;
-      sum += weight;
-      weights[(at.column + e) * (8 * B + 4) + 8 * b + at.row] = seen[b] ? weight * v_scale[b] : 0.0f;
-    }
-    columns.maximum[e] = maximum;
-    columns.sum[e] = fma(columns.sum[e], rescale, sum);
-    if (at.row == 0) rescales[at.column + e] = rescale;
+    constant Int4kvAttend& p, thread float* score, thread const half* k_scale, thread half* v_scale, int token, bool whole,
+    thread const Task& task, thread Columns& columns, thread Sums<D>& sums) {
+  float x[kLaneColumns * N];
+  relative_scores<N>(p, score, k_scale, columns, x);
+  if (!whole) hide_unseen<N>(p, columns, task, token, x, v_scale);
+  bool outgrown = outgrows<D, N>(sums, v_scale);
+  for (int e = 0; e < kLaneColumns; e++) outgrown = outgrown || columns.maximum[e] == kFloor || largest<N>(x + e * N) > kHeadroom;
+  if (simd_any(outgrown)) {
+    raise_references<D, N>(x, v_scale, task, columns, sums);
+    relative_scores<N>(p, score, k_scale, columns, x);
+    if (!whole) hide_unseen<N>(p, columns, task, token, x, v_scale);
   }
-  simdgroup_barrier(mem_flags::mem_threadgroup);
-  if (!simd_any(moved)) return;
-  float rescale = rescales[at.row];
-  for (int f = 0; f < D / 8; f++) {
-    o[f].thread_elements()[0] *= rescale;
-    o[f].thread_elements()[1] *= rescale;
+  for (int e = 0; e < kLaneColumns; e++) {
+    for (int i = 0; i < N; i++) {
+      score[e * N + i] = fast::exp2(x[e * N + i]);
+      columns.sum[e] += score[e * N + i];
+    }
   }
 }
 
-template <int B>
-inline void load_scales(thread const Source& source, int tile, int last, uint row, thread float* scales) {
-  for (int b = 0; b < B; b++) scales[b] = source.scale(min(tile + 8 * b + int(row), last - 1), 0);
-}
-
-// The keys of the next tile are asked for before the values of this one are used.
 template <int D, int B>
 inline void read_codes(
-    constant Int4kvAttend& p, thread const Source& k, thread const Source& v, Pass pass, const device bool* mask,
-    const threadgroup float2* queries, Place at, thread Columns& columns, threadgroup float* rescales, threadgroup float* weights,
-    thread Fragment* o) {
-  PlaneWords<D / 32> k_words[B], v_words[B];
-  if (pass.first < pass.last) load_tile<D, B>(k, pass.first, pass.last, at, k_words);
+    constant Int4kvAttend& p, thread const Source& k, thread const Source& v, Pass pass, thread const Task& task,
+    thread const Queries<D>& queries, thread Columns& columns, thread Sums<D>& sums) {
+  constexpr int N = B * kTokensPerBlock;
+  KeyWords<D, B> k_words;
+  bool together = k.is_together(pass.first, 8 * B) && v.is_together(pass.first, 8 * B);
+  if (pass.first < pass.last) load_keys<D, B>(k, pass.first, pass.last, together, task.at, k_words);
   for (int tile = pass.first; tile < pass.last; tile += pass.stride) {
-    float k_scale[B], v_scale[B];
-    Fragment score[B];
-    load_tile<D, B>(v, tile, pass.last, at, v_words);
-    load_scales<B>(k, tile, pass.last, at.row, k_scale);
-    load_scales<B>(v, tile, pass.last, at.row, v_scale);
-    score_codes<D, B>(k_words, k.coding, queries, at, score);
-    load_tile<D, B>(k, tile + pass.stride, pass.last, at, k_words);
-    softmax_tile<D, B>(p, score, k_scale, v_scale, tile, mask, at, columns, rescales, weights, o);
-    add_codes<D, B>(v_words, v.coding, weights, at, o);
+    bool whole = simd_all(together && tile >= pass.inner && tile + 8 * B <= pass.inner_end);
+    ValueWords<D, B> v_words;
+    half k_scale[N], v_scale[N];
+    float score[kLaneColumns * N];
+    load_values<D, B>(v, tile, pass.last, together, task.at, v_words);
+    load_scales<D, B>(k, tile, pass.last, together, task.at, k_scale);
+    load_scales<D, B>(v, tile, pass.last, together, task.at, v_scale);
+    score_codes<D, B>(k_words, k.coding, queries, task.at, score);
+    together = k.is_together(tile + pass.stride, 8 * B) && v.is_together(tile + pass.stride, 8 * B);
+    load_keys<D, B>(k, tile + pass.stride, pass.last, together, task.at, k_words);
+    softmax_tile<D, N>(p, score, k_scale, v_scale, tile + task.at.token(B), whole, task, columns, sums);
+    add_codes<D, B>(v_words, v.coding, score, v_scale, task.at, task.scratch, sums);
   }
 }
 
-template <int D, int B>
-inline void read_plain(
-    constant Int4kvAttend& p, thread const Source& k, thread const Source& v, Pass pass, const device bool* mask,
-    const threadgroup float2* queries, Place at, thread Columns& columns, threadgroup float* rescales, threadgroup float* weights,
-    thread Fragment* o) {
-  for (int tile = pass.first; tile < pass.last; tile += pass.stride) {
-    float k_scale[B], v_scale[B];
-    Fragment score[B];
-    for (int b = 0; b < B; b++) {
-      k_scale[b] = 1.0f;
-      v_scale[b] = plain_scale<D>(v, v.row(min(tile + 8 * b + int(at.row), pass.last - 1)), at.quarter);
-    }
-    score_plain<D, B>(k, tile, pass.last, queries, at, score);
-    softmax_tile<D, B>(p, score, k_scale, v_scale, tile, mask, at, columns, rescales, weights, o);
-    add_plain<D, B>(v, tile, pass.last, v_scale, weights, at, o);
-  }
-}
-
-// Joins the simdgroups in turns into rows [8][D], where the queries were.
 template <int D>
-inline void join_columns_in_turns(
-    thread const Columns& columns, thread Fragment* o, thread const Statistics& found, uint simdgroup, Place at, threadgroup float* rows) {
-  for (int e = 0; e < 2; e++) {
+inline void read_plain(
+    constant Int4kvAttend& p, thread const Source& k, thread const Source& v, Pass pass, thread const Task& task,
+    thread const Queries<D>& queries, const threadgroup float* rows, thread Columns& columns, thread Sums<D>& sums) {
+  constexpr int N = kTokensPerBlock;
+  for (int tile = pass.first; tile < pass.last; tile += pass.stride) {
+    half one[N], scale[N];
+    float score[kLaneColumns * N];
+    for (int i = 0; i < N; i++) one[i] = scale[i] = half(1.0f);
+    score_plain<D>(k, tile, pass.last, queries, task.at, rows, score);
+    softmax_tile<D, N>(p, score, one, scale, tile + task.at.token(1), false, task, columns, sums);
+    add_plain<D>(v, tile, pass.last, score, task.at, task.scratch, sums);
+  }
+}
+
+// Joins the simdgroups in turns into rows.
+template <int D>
+inline void join_in_turns(
+    thread const Columns& columns, thread Sums<D>& sums, thread const Statistics& found, uint simdgroup, Place at,
+    threadgroup float* rows) {
+  for (int e = 0; e < kLaneColumns; e++) {
     float sum = column_sum(columns.sum[e]);
-    if (at.row != 0) continue;
-    found.maxima[simdgroup * kColumns + at.column + e] = columns.maximum[e];
-    found.sums[simdgroup * kColumns + at.column + e] = sum;
+    if (at.token(1) != 0) continue;
+    found.maxima[simdgroup * INT4KV_COLUMNS + at.column(e)] = columns.maximum[e];
+    found.sums[simdgroup * INT4KV_COLUMNS + at.column(e)] = sum;
   }
   for (uint turn = 0; turn < INT4KV_SIMDGROUPS; turn++) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (turn != simdgroup) continue;
-    float weight = fast::exp2(found.maxima[simdgroup * kColumns + at.row] - found.maximum(at.row));
-    for (uint f = 0; f < D / 8; f++) {
-      for (uint e = 0; e < 2; e++) {
-        threadgroup float* to = rows + at.row * D + channel_of(at.quarter * (D / 32) + f / kPairs, f % kPairs, e);
-        float part = weight * o[f].thread_elements()[e];
-        *to = turn == 0 ? part : *to + part;
-      }
-    }
+    if (turn == simdgroup) join_sums<D>(sums, found, simdgroup, turn == 0, at, rows);
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 }
@@ -167,57 +182,63 @@ template <int D, int B>
     device float* partial [[buffer(14)]], device float2* statistics [[buffer(15)]], constant Int4kvAttend& p [[buffer(16)]],
     uint3 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
-  threadgroup float rows[kColumns * D], weights[INT4KV_SIMDGROUPS * kColumns * (8 * B + 4)];
-  threadgroup float rescales[INT4KV_SIMDGROUPS * kColumns], maxima[INT4KV_SIMDGROUPS * kColumns], sums[INT4KV_SIMDGROUPS * kColumns];
+  INT4KV_THREADGROUP(float, rows, INT4KV_COLUMNS * (D + 12));
+  INT4KV_THREADGROUP(float, scratch, scratch_size<D>());
+  INT4KV_THREADGROUP(float, maxima, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
+  INT4KV_THREADGROUP(float, total, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
   uint split = group.x, kv_head = group.y / p.blocks, block = group.y % p.blocks, batch = group.z;
-  load_queries(p, q, k_rotation, batch, kv_head, block, kColumns, simdgroup, lane, D, rows);
-  lay_out_queries<D>(rows, simdgroup, lane);
+  load_queries(p, q, k_rotation, batch, kv_head, block, INT4KV_COLUMNS, simdgroup, lane, row_layout<D>(), rows);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  Task task = {mask, place_of(lane), scratch + simdgroup * (scratch_size<D>() / INT4KV_SIMDGROUPS)};
+  Queries<D> queries = lay_out_queries<D>(rows, scratch, simdgroup, task.at);
 
-  Place at = {lane, fragment_row(lane), fragment_column(lane), fragment_column(lane) / 2};
-  Span first = span_of(p, query_row(p, kv_head, block * kColumns).query);
-  Span last = span_of(p, query_row(p, kv_head, block * kColumns + kColumns - 1).query), mine[2];
+  Span first = span_of(p, query_row(p, kv_head, block * INT4KV_COLUMNS).query);
+  Span last = span_of(p, query_row(p, kv_head, block * INT4KV_COLUMNS + INT4KV_COLUMNS - 1).query), mine[kLaneColumns];
   Columns columns;
-  for (uint e = 0; e < 2; e++) {
-    QueryRow row = query_row(p, kv_head, block * kColumns + at.column + e);
+  for (int e = 0; e < kLaneColumns; e++) {
+    QueryRow row = query_row(p, kv_head, block * INT4KV_COLUMNS + task.at.column(e));
     mine[e] = span_of(p, row.query);
     columns.mask[e] = row_offset(p.mask, batch, row.head, row.query);
     columns.maximum[e] = kFloor;
     columns.sum[e] = 0.0f;
   }
-  Fragment o[D / 8];
-  for (int f = 0; f < D / 8; f++) o[f] = fragment_of(0.0f, 0.0f);
+  Sums<D> sums;
+  clear(sums);
 
   Share share = share_of(p, first, last, split, 8 * B);
-  const threadgroup float2* queries = (const threadgroup float2*)rows;
-  threadgroup float* my_weights = weights + simdgroup * kColumns * (8 * B + 4);
-  threadgroup float* my_rescales = rescales + simdgroup * kColumns;
-  int offset = int(simdgroup) * 8 * B, stride = int(INT4KV_SIMDGROUPS) * 8 * B;
-  Pass pass = {max(first.coded, share.from) + offset, min(last.exact, share.to), stride};
-  for (int e = 0; e < 2; e++) columns.from[e] = mine[e].coded, columns.to[e] = min(mine[e].exact, share.to);
-  Source k = source_of(p.k, {k_bits, codebook}, k_codes, k_scales, batch, kv_head, 0);
-  Source v = source_of(p.v, {v_bits, codebook}, v_codes, v_scales, batch, kv_head, 0);
-  read_codes<D, B>(p, k, v, pass, mask, queries, at, columns, my_rescales, my_weights, o);
+  Pass pass;
+  pass.first = tile_start(p.k, max(first.coded, share.from), 8 * B) + int(simdgroup) * 8 * B;
+  pass.last = min(last.exact, share.to);
+  pass.stride = int(INT4KV_SIMDGROUPS) * 8 * B;
+  pass.inner = p.has_mask ? pass.last : max(last.coded, share.from);
+  pass.inner_end = min(first.exact, share.to);
+  for (int e = 0; e < kLaneColumns; e++) {
+    columns.from[e] = max(mine[e].coded, share.from);
+    columns.to[e] = min(mine[e].exact, share.to);
+  }
+  Source k = source_of(p.k, coding_of(k_bits, codebook, lane), k_codes, k_scales, batch, kv_head, 0);
+  Source v = source_of(p.v, coding_of(v_bits, codebook, lane), v_codes, v_scales, batch, kv_head, 0);
+  read_codes<D, B>(p, k, v, pass, task, queries, columns, sums);
 
+  pass.stride = int(INT4KV_SIMDGROUPS) * 8;
   for (int newest = p.sinks > 0 ? 0 : 1; newest < 2; newest++) {
-    pass.first = max(newest ? max(first.exact, p.recent_from) : first.lo, share.from) + offset;
+    pass.first = max(newest ? max(first.exact, p.recent_from) : first.lo, share.from) + int(simdgroup) * 8;
     pass.last = min(newest ? last.hi : last.coded, share.to);
-    for (int e = 0; e < 2; e++) {
+    for (int e = 0; e < kLaneColumns; e++) {
       columns.from[e] = newest ? mine[e].exact : mine[e].lo;
       columns.to[e] = min(newest ? mine[e].hi : mine[e].coded, share.to);
     }
     k = plain_source(newest ? p.k_recent : p.k_sink, newest ? k_recent : k_sink, batch, kv_head, newest ? p.recent_from : 0);
     v = plain_source(newest ? p.v_recent : p.v_sink, newest ? v_recent : v_sink, batch, kv_head, newest ? p.recent_from : 0);
-    read_plain<D, B>(p, k, v, pass, mask, queries, at, columns, my_rescales, my_weights, o);
+    read_plain<D>(p, k, v, pass, task, queries, rows, columns, sums);
   }
 
-  Statistics found = {maxima, sums, kColumns};
-  join_columns_in_turns<D>(columns, o, found, simdgroup, at, rows);
+  Statistics found = {maxima, total, INT4KV_COLUMNS};
+  join_in_turns<D>(columns, sums, found, simdgroup, task.at, rows);
   Output output = {v_rotation, v_centre, out, partial, statistics};
-  write_rows(p, rows, found, batch, kv_head, block, split, simdgroup, lane, D, output);
+  write_rows(p, rows, found, batch, kv_head, block, split, simdgroup, lane, row_layout<D>(), output);
 }
 
-#define INT4KV_ATTEND_MATRIX(D, B) \
-  template [[host_name("attend_matrix_" #D)]] [[kernel]] decltype(attend_matrix<D, B>) attend_matrix<D, B>;
-INT4KV_ATTEND_MATRIX(64, 4)
-INT4KV_ATTEND_MATRIX(128, 4)
-INT4KV_ATTEND_MATRIX(256, 2)
+INT4KV_ENTRY(attend_matrix_64, INT4KV_SIMDGROUPS, attend_matrix<64, 4>)
+INT4KV_ENTRY(attend_matrix_128, INT4KV_SIMDGROUPS, attend_matrix<128, 4>)
+INT4KV_ENTRY(attend_matrix_256, INT4KV_SIMDGROUPS, attend_matrix<256, 2>)

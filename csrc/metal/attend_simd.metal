@@ -14,6 +14,10 @@
 constant constexpr uint kPart = 16;  // channels of a lane: two words of codes
 constant constexpr int kBatch = 4;   // tokens of a stream whose loads are in flight together
 
+inline RowLayout row_layout() {
+  return {INT4KV_MAX_HEAD_DIM, INT4KV_MAX_HEAD_DIM};
+}
+
 inline void load_channels(thread const Source& source, const device uchar* row, uint part, thread float* x) {
   for (uint i = 0; i < kPart; i++) x[i] = source.channel(row, channel_of(2 * part + i / 8, i % 8 / 2, i % 2));
 }
@@ -79,7 +83,7 @@ inline void start_stream(thread Stream<H>& stream, int h, const threadgroup floa
   stream.sum[h] = 0.0f;
   for (uint i = 0; i < kPart; i++) {
     uint channel = channel_of(2 * lane.part + i / 8, i % 8 / 2, i % 2);
-    stream.q[h][i] = lane.live ? rows[h * INT4KV_MAX_HEAD_DIM + channel] : 0.0f;
+    stream.q[h][i] = lane.live ? rows[row_index(row_layout(), h, channel)] : 0.0f;
     stream.o[h][i] = 0.0f;
   }
 }
@@ -183,7 +187,7 @@ inline void join_streams_in_turns(
     for (int h = 0; h < H; h++) {
       float weight = fast::exp2(stream.maximum[h] - found.maximum(h));
       for (uint i = 0; i < kPart; i++) {
-        threadgroup float* o = rows + h * INT4KV_MAX_HEAD_DIM + channel_of(2 * lane.part + i / 8, i % 8 / 2, i % 2);
+        threadgroup float* o = rows + row_index(row_layout(), h, channel_of(2 * lane.part + i / 8, i % 8 / 2, i % 2));
         *o = turn == 0 ? weight * stream.o[h][i] : *o + weight * stream.o[h][i];
       }
     }
@@ -201,9 +205,11 @@ template <int H>
     device float* partial [[buffer(14)]], device float2* statistics [[buffer(15)]], constant Int4kvAttend& p [[buffer(16)]],
     uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
-  threadgroup float rows[H * INT4KV_MAX_HEAD_DIM], maxima[INT4KV_SIMDGROUPS * H], sums[INT4KV_SIMDGROUPS * H];
+  INT4KV_THREADGROUP(float, rows, H * INT4KV_MAX_HEAD_DIM);
+  INT4KV_THREADGROUP(float, maxima, INT4KV_SIMDGROUPS * H);
+  INT4KV_THREADGROUP(float, sums, INT4KV_SIMDGROUPS * H);
   uint split = group.x, kv_head = group.y / p.blocks, block = group.y % p.blocks, batch = group.z;
-  load_queries(p, q, k_rotation, batch, kv_head, block, H, simdgroup, thread_index, INT4KV_MAX_HEAD_DIM, rows);
+  load_queries(p, q, k_rotation, batch, kv_head, block, H, simdgroup, thread_index, row_layout(), rows);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   Lane lane = lane_of(thread_index, p.head_dim);
@@ -222,8 +228,8 @@ template <int H>
   reading.first = max(spans[0].coded, share.from) + offset;
   reading.last = min(spans[H - 1].exact, share.to);
   for (int h = 0; h < H; h++) reading.from[h] = spans[h].coded, reading.to[h] = min(spans[h].exact, share.to);
-  Source k = source_of(p.k, {k_bits, codebook}, k_codes, k_scales, batch, kv_head, 0);
-  Source v = source_of(p.v, {v_bits, codebook}, v_codes, v_scales, batch, kv_head, 0);
+  Source k = source_of(p.k, coding_of(k_bits, codebook, thread_index), k_codes, k_scales, batch, kv_head, 0);
+  Source v = source_of(p.v, coding_of(v_bits, codebook, thread_index), v_codes, v_scales, batch, kv_head, 0);
   read_tokens<H>(p, stream, k, v, reading, mask, lane);
 
   for (int newest = p.sinks > 0 ? 0 : 1; newest < 2; newest++) {
@@ -242,9 +248,8 @@ template <int H>
   join_streams<H>(stream, lane.count);
   join_streams_in_turns<H>(stream, rows, found, simdgroup, lane, thread_index);
   Output output = {v_rotation, v_centre, out, partial, statistics};
-  write_rows(p, rows, found, batch, kv_head, block, split, simdgroup, thread_index, INT4KV_MAX_HEAD_DIM, output);
+  write_rows(p, rows, found, batch, kv_head, block, split, simdgroup, thread_index, row_layout(), output);
 }
 
-#define INT4KV_ATTEND_SIMD(H) template [[host_name("attend_simd_" #H)]] [[kernel]] decltype(attend_simd<H>) attend_simd<H>;
-INT4KV_ATTEND_SIMD(1)
-INT4KV_ATTEND_SIMD(2)
+INT4KV_ENTRY(attend_simd_1, INT4KV_SIMDGROUPS, attend_simd<1>)
+INT4KV_ENTRY(attend_simd_2, INT4KV_SIMDGROUPS, attend_simd<2>)

@@ -14,9 +14,11 @@
 constant constexpr uint kWordsPerUnit = 4;
 constant constexpr uint kPairs = 4;
 
-// How wide codes are, INT4KV_PLAIN_BITS for rows that are not codes, and what they stand for.
+// How wide codes are, INT4KV_PLAIN_BITS for rows that are not codes, and what they stand for; the lanes of a simdgroup are the table of
+// lloyd's levels: `level` is that of the lane's own number.
 struct Coding {
   uint bits, book;
+  float level;
 };
 
 // Eight codes: their lowest bits in the nibbles of `low`, what is above those in the same nibbles of `high`.
@@ -24,10 +26,10 @@ struct CodeWord {
   uint low, high;
 };
 
-// What a lane loads for W = 2, 4 or 8 consecutive words of codes: the words of each plane in which they lie.
+// What a lane loads for W = 1, 2, 4 or 8 consecutive words of codes: the words of each plane in which they lie.
 template <int W>
 struct PlaneWords {
-  uint low[W], high[W];
+  uint low[W < 2 ? 2 : W], high[W < 2 ? 2 : W];
 };
 
 // The channel of a row that element e (0 or 1) of pair t of word w stands for.
@@ -40,7 +42,7 @@ inline uint channel_of(uint word, uint t, uint e) {
 template <int W>
 inline void load_plane(const device uchar* plane, uint width, uint first, bool wide, thread uint* words) {
   const device uint* from = (const device uint*)plane + (width == 4 ? first : first / kWordsPerUnit * width);
-  uint count = max(W * width / 4, min(width, uint(W)));
+  uint count = width == 4 ? W : max(W * width / 4, width);
   if (wide && count % 4 == 0) {
     for (uint i = 0; i < count; i += 4) {
       uint4 four = *(const device uint4*)(from + i);
@@ -64,7 +66,7 @@ inline void load_words(const device uchar* row, uint bits, uint head_dim, uint f
 
 // Word w of the W: its `width` bits of every code at the bottom of the nibbles. `first` counts within a unit.
 inline uint nibbles(const thread uint* words, uint width, uint first, uint w) {
-  uint word = words[w / kWordsPerUnit * width + w % width];
+  uint word = words[width == 4 ? w : w / kWordsPerUnit * width + (first + w) % width];
   return width == 4 ? word : (word >> (width * ((first + w) % kWordsPerUnit / width))) & 0x11111111u * ((1u << width) - 1);
 }
 
@@ -84,35 +86,40 @@ inline uint move_pair(uint word, uint t, uint to) {
   return to >= 4 * t ? word << (to - 4 * t) : word >> (4 * t - to);
 }
 
-// Two codes as step * (code - middle), without an integer conversion: m bits put into the mantissa of a half give 1 + code / 2^m,
-// and one fma takes that apart again. Exactly for a step of 1.
-inline half2 place_pair(CodeWord code, uint t, uint bits, float middle, float step) {
+// Two codes as code - middle, exactly and without an integer conversion: m bits put into the mantissa of a half give 1 + code / 2^m,
+// and one fma takes that apart again.
+inline half2 place_pair(CodeWord code, uint t, uint bits, float middle) {
   uint m = max(bits, 4u), high = INT4KV_HIGH_PLANE(bits);
   uint found = (move_pair(code.low, t, 10 - m) & 0x000F000Fu << (10 - m)) | 0x3C003C00u;
   if (bits > 4) found |= move_pair(code.high, t, 14 - m) & (0x00010001u * ((1u << high) - 1)) << (14 - m);
   float whole = float(1u << m);
-  return fma(as_type<half2>(found), half2(half(whole * step)), half2(half(-(whole + middle) * step)));
+  return fma(as_type<half2>(found), half2(half(whole)), half2(half(-(whole + middle))));
 }
 
-// The levels of Lloyd-Max by arithmetic: z (z^4 + c) with z = step * (code - middle), to the nearest integer, for these numbers.
-inline float lloyd_step(uint bits) {
-  return bits == 3 ? 0.53125f : bits == 4 ? 0.27197266f : 0.13964844f;
+// The level of Lloyd-Max that a code stands for: z (z^4 + c) to the nearest integer, for these numbers.
+inline float lloyd_level(uint code, uint bits) {
+  float step = bits == 3 ? 0.53125f : bits == 4 ? 0.27197266f : 0.13964844f;
+  float c = bits == 3 ? 56.35f : bits == 4 ? 45.015f : 36.695f;
+  float z = step * (float(code) - (float(1u << bits) / 2.0f - 0.5f)), squared = z * z;
+  return floor(fma(z, fma(squared, squared, c), 0.5f));
 }
 
-// Adding 1.5 * 2^23 leaves no bits for a fraction.
-inline float lloyd_level(float z, uint bits) {
-  float c = bits == 3 ? 56.35f : bits == 4 ? 45.015f : 36.695f, squared = z * z;
-  return fma(z, fma(squared, squared, c), 12582912.0f) - 12582912.0f;
+inline Coding coding_of(uint bits, uint book, uint lane) {
+  bool is_table = book == INT4KV_LLOYD && bits < 8;
+  return {bits, book, is_table ? lloyd_level(lane, bits) : 0.0f};
 }
 
-// The levels of pair t.
+// The levels of pair t. Lloyd-Max takes them from the lanes: a shuffle costs less than the arithmetic.
 inline float2 level_pair(CodeWord code, uint t, Coding coding) {
+  if (coding.book == INT4KV_LLOYD && coding.bits < 8) {
+    uint pair = code.low >> (4 * t), above = coding.bits == 5 ? code.high >> (4 * t) << 4 : 0;
+    ushort2 found = (as_type<ushort2>(pair) & ushort2(15)) | (as_type<ushort2>(above) & ushort2(16));
+    return float2(simd_shuffle(coding.level, found.x), simd_shuffle(coding.level, found.y));
+  }
   float half_count = float(1u << coding.bits) / 2.0f;
   float middle = coding.book == INT4KV_ASYMMETRIC ? 0.0f : coding.book == INT4KV_ABSMAX ? half_count : half_count - 0.5f;
-  bool lloyd = coding.book == INT4KV_LLOYD && coding.bits < 8;
-  half2 x = place_pair(code, t, coding.bits, middle, lloyd ? lloyd_step(coding.bits) : 1.0f);
-  if (!lloyd) return float2(float(x.x), float(x.y));
-  return float2(lloyd_level(float(x.x), coding.bits), lloyd_level(float(x.y), coding.bits));
+  half2 x = place_pair(code, t, coding.bits, middle);
+  return float2(float(x.x), float(x.y));
 }
 
 #endif

@@ -38,12 +38,11 @@ template <int U>
   store_row(out, p.out, row_offset(p.out, batch, head, token), U, lane, x);
 }
 
-#define INT4KV_DEQUANTIZE(D, U) template [[host_name("dequantize_" #D)]] [[kernel]] decltype(dequantize<U>) dequantize<U>;
-INT4KV_DEQUANTIZE(32, 1)
-INT4KV_DEQUANTIZE(64, 2)
-INT4KV_DEQUANTIZE(96, 3)
-INT4KV_DEQUANTIZE(128, 4)
-INT4KV_DEQUANTIZE(160, 5)
-INT4KV_DEQUANTIZE(192, 6)
-INT4KV_DEQUANTIZE(224, 7)
-INT4KV_DEQUANTIZE(256, 8)
+INT4KV_ENTRY(dequantize_32, 1, dequantize<1>)
+INT4KV_ENTRY(dequantize_64, 1, dequantize<2>)
+INT4KV_ENTRY(dequantize_96, 1, dequantize<3>)
+INT4KV_ENTRY(dequantize_128, 1, dequantize<4>)
+INT4KV_ENTRY(dequantize_160, 1, dequantize<5>)
+INT4KV_ENTRY(dequantize_192, 1, dequantize<6>)
+INT4KV_ENTRY(dequantize_224, 1, dequantize<7>)
+INT4KV_ENTRY(dequantize_256, 1, dequantize<8>)

@@ -3,21 +3,21 @@
 // Grid: rows = batch * heads * queries, the query fastest.
 #include "attend.h"
 
-constant constexpr uint kMergers = INT4KV_MERGE_SIMDGROUPS;
-
-[[kernel]] void merge(
+template <uint M>
+[[kernel]] void merge_splits(
     const device float* partial [[buffer(0)]], const device float2* statistics [[buffer(1)]],
     const device float* v_rotation [[buffer(2)]], const device float* v_centre [[buffer(3)]], device void* out [[buffer(4)]],
     constant Int4kvAttend& p [[buffer(5)]],
     uint index [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
-  threadgroup float rows[kMergers * INT4KV_MAX_HEAD_DIM], sums[kMergers];
+  INT4KV_THREADGROUP(float, rows, M * INT4KV_MAX_HEAD_DIM);
+  INT4KV_THREADGROUP(float, sums, M);
   uint units = p.head_dim / INT4KV_UNIT;
   const device float2* found = statistics + long(index) * p.splits;
   float maximum = kFloor, sum = 0.0f, x[kMaxUnits] = {};
   for (uint s = lane; s < p.splits; s += INT4KV_SIMD) maximum = max(maximum, found[s].x);
   maximum = simd_max(maximum);
-  for (uint s = simdgroup; s < p.splits; s += kMergers) {
+  for (uint s = simdgroup; s < p.splits; s += M) {
     float weight = fast::exp2(found[s].x - maximum);
     const device float* row = partial + (long(index) * p.splits + s) * p.head_dim + lane;
     sum = fma(weight, found[s].y, sum);
@@ -29,7 +29,7 @@ constant constexpr uint kMergers = INT4KV_MERGE_SIMDGROUPS;
   if (lane == 0) sums[simdgroup] = sum;
   threadgroup_barrier(mem_flags::mem_threadgroup);
   if (simdgroup != 0) return;
-  for (uint s = 1; s < kMergers; s++) {
+  for (uint s = 1; s < M; s++) {
     sum += sums[s];
     for (uint u = 0; u < kMaxUnits; u++) x[u] += rows[s * INT4KV_MAX_HEAD_DIM + INT4KV_UNIT * u + lane];
   }
@@ -38,3 +38,5 @@ constant constexpr uint kMergers = INT4KV_MERGE_SIMDGROUPS;
   Output output = {v_rotation, v_centre, out, nullptr, nullptr};
   write_output(p, x, sum, batch, kv_head, row, lane, output);
 }
+
+INT4KV_ENTRY(merge, INT4KV_MERGE_SIMDGROUPS, merge_splits<INT4KV_MERGE_SIMDGROUPS>)

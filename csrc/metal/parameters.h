@@ -43,6 +43,7 @@ struct Int4kvRows {
 struct Int4kvStored {
   struct Int4kvRows codes, scales;
   unsigned groups, bits, codebook, capacity, first_slot;
+  unsigned aligned;  // rows follow each other and start at 16 bytes or what a row leaves of them, so do the scales; else 0
 };
 
 struct Int4kvRotation {

@@ -66,12 +66,11 @@ template <int U>
   }
 }
 
-#define INT4KV_QUANTIZE(D, U) template [[host_name("quantize_" #D)]] [[kernel]] decltype(quantize<U>) quantize<U>;
-INT4KV_QUANTIZE(32, 1)
-INT4KV_QUANTIZE(64, 2)
-INT4KV_QUANTIZE(96, 3)
-INT4KV_QUANTIZE(128, 4)
-INT4KV_QUANTIZE(160, 5)
-INT4KV_QUANTIZE(192, 6)
-INT4KV_QUANTIZE(224, 7)
-INT4KV_QUANTIZE(256, 8)
+INT4KV_ENTRY(quantize_32, 1, quantize<1>)
+INT4KV_ENTRY(quantize_64, 1, quantize<2>)
+INT4KV_ENTRY(quantize_96, 1, quantize<3>)
+INT4KV_ENTRY(quantize_128, 1, quantize<4>)
+INT4KV_ENTRY(quantize_160, 1, quantize<5>)
+INT4KV_ENTRY(quantize_192, 1, quantize<6>)
+INT4KV_ENTRY(quantize_224, 1, quantize<7>)
+INT4KV_ENTRY(quantize_256, 1, quantize<8>)

@@ -11,6 +11,7 @@
 #include <metal_stdlib>
 
 #include "../format.h"
+#include "entry.h"
 #include "parameters.h"
 
 #pragma clang fp contract(off)

@@ -11,9 +11,14 @@ struct Source {
   uint groups, capacity, first_slot, type;
   Coding coding;
   int origin;  // the token that is in first_slot
+  bool aligned;
 
   uint slot(int token) const {
     return slot_of(first_slot, uint(token - origin), capacity);
+  }
+  // Whether `count` aligned rows from `token` on lie one after the other.
+  bool is_together(int token, uint count) const {
+    return aligned && slot(token) + count <= capacity;
   }
   const device uchar* row(int token) const {
     return codes + long(slot(token)) * token_bytes;
@@ -32,23 +37,24 @@ inline Source source_of(
   Source s;
   s.coding = coding;
   long size = stored.groups > 0 ? 1 : stored.codes.type == INT4KV_FLOAT32 ? 4 : 2;
-  s.codes = (const device uchar*)codes + row_offset(stored.codes, batch, head, 0) * size;
+  s.codes = kept((const device uchar*)codes + row_offset(stored.codes, batch, head, 0) * size);
   s.token_bytes = stored.codes.token * size;
   s.step = stored.codes.channel;
   s.type = stored.codes.type;
-  s.scales = scales + row_offset(stored.scales, batch, head, 0);
+  s.scales = kept(scales + row_offset(stored.scales, batch, head, 0));
   s.scale_token = stored.scales.token;
   s.scale_group = stored.scales.channel;
   s.groups = stored.groups;
   s.capacity = stored.capacity;
   s.first_slot = stored.first_slot;
   s.origin = origin;
+  s.aligned = stored.aligned != 0;
   return s;
 }
 
 // Of rows that stand beside the codes: the first tokens or the newest.
 inline Source plain_source(constant Int4kvStored& stored, const device void* rows, uint batch, uint head, int origin) {
-  return source_of(stored, {INT4KV_PLAIN_BITS, INT4KV_UNIFORM}, rows, (const device half*)rows, batch, head, origin);
+  return source_of(stored, {INT4KV_PLAIN_BITS, INT4KV_UNIFORM, 0.0f}, rows, (const device half*)rows, batch, head, origin);
 }
 
 #endif

@@ -1,90 +1,245 @@
-// Tiles of 8 * B tokens as fragments, from codes or from plain rows: the two products of attention over them.
+// Tiles of 8 * B tokens as fragments of simdgroup_matrix, from codes or from plain rows: the two products of attention over them.
+// csrc/cuda/tiles.h is the same for the matrix units of NVIDIA's GPUs; attend_matrix.metal knows only what both declare.
 //
-// Block b of a tile is tokens 8 b .. 8 b + 7, one per fragment row; a lane owns the token of its row and a quarter of its channels.
-// Fragment 4 w + t is pair t (codes.h) of word w of every lane's quarter.
+//   S (8 tokens x 8 columns)   += K (8 tokens x 8 channels) * Q (8 channels x 8 columns)      head_dim / 8 times a block
+//   O (8 columns x 8 channels) += P^T (8 columns x 8 tokens) * V (8 tokens x 8 channels)
+//
+// A fragment row r is the tokens B r .. B r + B - 1 of the tile, one a block: a lane's tokens lie together, and so do their scales.
+// The four lanes of a row own a quarter of its channels each: the same contiguous words of K and of V, decoded straight into
+// fragments, so no code is ever moved between lanes. Fragment 4 w + t is pair t (codes.h) of word w of each lane; q and o follow
+// that order, and only threadgroup memory knows channels. P is transposed through threadgroup memory, once a tile.
 #ifndef INT4KV_METAL_TILES_H
 #define INT4KV_METAL_TILES_H
 
+#include "attend.h"
 #include "fragments.h"
-#include "source.h"
+
+constant constexpr int kLaneColumns = 2;    // query rows whose scores a lane holds
+constant constexpr int kTokensPerBlock = 1;  // tokens whose scores a lane holds, for each of these rows
 
 // A lane's place in the fragments: it holds (row, column) and (row, column + 1).
 struct Place {
-  uint lane, row, column, quarter;
+  uint lane, row, quarter;
+
+  uint column(int e) const {
+    return 2 * quarter + uint(e);
+  }
+  // The first of the lane's tokens in a tile.
+  int token(int blocks) const {
+    return blocks * int(row);
+  }
 };
 
-// The first word of this lane's quarter of a row.
-template <int D>
-inline uint first_word(Place at) {
-  return at.quarter * (D / 32);
+inline Place place_of(uint lane) {
+  return {lane, fragment_row(lane), fragment_column(lane) / 2};
 }
 
-// The words of this lane's quarter of B tokens, a block apart.
+template <int D>
+inline RowLayout row_layout() {
+  return {D + 12, D / 8};
+}
+
+// Where a simdgroup transposes its weights: column c's of block b begin at c * stride + 8 b. Four floats keep the banks apart.
+constant constexpr uint kWeightStride = 8 * 4 + 4;
+
+// Threadgroup memory for that, in floats.
+template <int D>
+constexpr uint scratch_size() {
+  return INT4KV_SIMDGROUPS * INT4KV_COLUMNS * kWeightStride;
+}
+
+// The queries of a block as fragments, in threadgroup memory: the pair of lane l of fragment f in pairs[32 f + l].
+template <int D>
+struct Queries {
+  const threadgroup float2* pairs;
+
+  Fragment at(uint f, uint lane) const {
+    float2 pair = pairs[32 * f + lane];
+    return fragment_of(pair.x, pair.y);
+  }
+};
+
+// From rows to fragments in the same memory. Every simdgroup takes columns, in registers between the barriers.
+template <int D>
+inline Queries<D> lay_out_queries(threadgroup float* rows, threadgroup float*, uint simdgroup, Place at) {
+  float x[INT4KV_COLUMNS / INT4KV_SIMDGROUPS][D / INT4KV_UNIT];
+  for (uint n = 0; n < INT4KV_COLUMNS / INT4KV_SIMDGROUPS; n++) {
+    for (uint u = 0; u < D / INT4KV_UNIT; u++) {
+      x[n][u] = rows[row_index(row_layout<D>(), simdgroup + n * INT4KV_SIMDGROUPS, INT4KV_UNIT * u + at.lane)];
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  for (uint n = 0; n < INT4KV_COLUMNS / INT4KV_SIMDGROUPS; n++) {
+    uint column = simdgroup + n * INT4KV_SIMDGROUPS;
+    for (uint u = 0; u < D / INT4KV_UNIT; u++) {
+      uint word = kWordsPerUnit * u + at.lane % 16 / 4, t = (at.lane & 1) * 2 + at.lane / 16, e = (at.lane >> 1) & 1;
+      uint index = word % (D / 32) * kPairs + t, row = word / (D / 32) * 2 + e;
+      rows[(32 * index + fragment_lane(row, column & 6)) * 2 + (column & 1)] = x[n][u];
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  return {(const threadgroup float2*)rows};
+}
+
+// The words of this lane's quarter of B tokens, K's or V's alike.
 template <int D, int B>
-inline void load_tile(thread const Source& source, int tile, int last, Place at, thread PlaneWords<D / 32>* words) {
-  for (int b = 0; b < B; b++) {
-    const device uchar* row = source.row(min(tile + 8 * b + int(at.row), last - 1));
-    load_words<D / 32>(row, source.coding.bits, D, first_word<D>(at), true, words[b]);
+struct TileWords {
+  PlaneWords<D / 32> block[B];
+};
+template <int D, int B>
+using KeyWords = TileWords<D, B>;
+template <int D, int B>
+using ValueWords = TileWords<D, B>;
+
+// `together`: the tile's rows lie one after the other (Source::is_together); else tokens from `last` on repeat the one before it.
+template <int D, int B>
+inline void load_words_of(
+    thread const Source& source, int tile, int last, bool together, Place at, thread TileWords<D, B>& words) {
+  uint bits = source.coding.bits, first = at.quarter * (D / 32);
+  int token = tile + at.token(B);
+  if (together) {
+    const device uchar* row = source.row(token);
+    for (int b = 0; b < B; b++) load_words<D / 32>(row + uint(b) * (D * bits / 8), bits, D, first, true, words.block[b]);
+  } else {
+    for (int b = 0; b < B; b++) load_words<D / 32>(source.row(min(token + b, last - 1)), bits, D, first, true, words.block[b]);
   }
 }
 
 template <int D, int B>
+inline void load_keys(thread const Source& source, int tile, int last, bool together, Place at, thread TileWords<D, B>& words) {
+  load_words_of<D, B>(source, tile, last, together, at, words);
+}
+
+template <int D, int B>
+inline void load_values(thread const Source& source, int tile, int last, bool together, Place at, thread TileWords<D, B>& words) {
+  load_words_of<D, B>(source, tile, last, together, at, words);
+}
+
+template <int D, int B>
+inline void load_scales(thread const Source& source, int tile, int last, bool together, Place at, thread half* scales) {
+  int token = tile + at.token(B);
+  if (together && B == 4) {
+    half4 four = *(const device half4*)(source.scales + source.slot(token));
+    for (int b = 0; b < B; b++) scales[b] = four[b];
+  } else if (together && B == 2) {
+    half2 two = *(const device half2*)(source.scales + source.slot(token));
+    for (int b = 0; b < B; b++) scales[b] = two[b];
+  } else {
+    for (int b = 0; b < B; b++) scales[b] = half(source.scale(min(token + b, last - 1), 0));
+  }
+}
+
+// score[e * B + b]: of column e and token b, before the scale of the token.
+template <int D, int B>
 inline void score_codes(
-    const thread PlaneWords<D / 32>* words, Coding coding, const threadgroup float2* queries, Place at, thread Fragment* score) {
-  for (int b = 0; b < B; b++) score[b] = fragment_of(0.0f, 0.0f);
+    thread const TileWords<D, B>& words, Coding coding, thread const Queries<D>& queries, Place at, thread float* score) {
+  Fragment sum[B];
+  for (int b = 0; b < B; b++) sum[b] = fragment_of(0.0f, 0.0f);
   for (uint w = 0; w < D / 32; w++) {
     CodeWord code[B];
-    for (int b = 0; b < B; b++) code[b] = code_word<D / 32>(words[b], coding.bits, first_word<D>(at), w);
+    for (int b = 0; b < B; b++) code[b] = code_word<D / 32>(words.block[b], coding.bits, at.quarter * (D / 32), w);
     for (uint t = 0; t < kPairs; t++) {
-      float2 pair = queries[32 * (kPairs * w + t) + at.lane];
-      Fragment query = fragment_of(pair.x, pair.y);
+      Fragment query = queries.at(kPairs * w + t, at.lane);
       for (int b = 0; b < B; b++) {
         float2 level = level_pair(code[b], t, coding);
         Fragment key = fragment_of(level.x, level.y);
-        simdgroup_multiply_accumulate(score[b], key, query, score[b]);
+        simdgroup_multiply_accumulate(sum[b], key, query, sum[b]);
       }
     }
   }
+  for (int b = 0; b < B; b++) {
+    score[b] = sum[b].thread_elements()[0];
+    score[B + b] = sum[b].thread_elements()[1];
+  }
 }
 
+// What a simdgroup has summed up: O, 8 columns by head_dim.
+template <int D>
+struct Sums {
+  Fragment o[D / 8];
+};
+
+template <int D>
+inline void clear(thread Sums<D>& sums) {
+  for (int f = 0; f < D / 8; f++) sums.o[f] = fragment_of(0.0f, 0.0f);
+}
+
+// Whether a scale is too large for the sums: of fp32, never.
+template <int D, int N>
+inline bool outgrows(thread const Sums<D>&, thread const half*) {
+  return false;
+}
+
+// The sums of column e times by[e]; a lane's row of O is another column than those of its scores.
+template <int D, int N>
+inline void rescale(thread Sums<D>& sums, thread const float* by, thread const half*, Place at) {
+  ushort from = ushort(fragment_lane(0, at.row & 6));
+  float even = simd_shuffle(by[0], from), odd = simd_shuffle(by[1], from), factor = at.row & 1 ? odd : even;
+  for (int f = 0; f < D / 8; f++) {
+    sums.o[f].thread_elements()[0] *= factor;
+    sums.o[f].thread_elements()[1] *= factor;
+  }
+}
+
+template <int B>
+inline void transpose_weights(thread const float* weight, thread const float* scale, Place at, threadgroup float* weights) {
+  simdgroup_barrier(mem_flags::mem_threadgroup);  // the weights of the tile before have been read
+  for (int e = 0; e < kLaneColumns; e++) {
+    for (int b = 0; b < B; b++) {
+      float x = weight[e * B + b];
+      weights[at.column(e) * kWeightStride + 8 * b + at.row] = x == 0.0f ? 0.0f : x * scale[b];  // what is not seen may be NaN
+    }
+  }
+  simdgroup_barrier(mem_flags::mem_threadgroup);
+}
+
+inline Fragment weight_fragment(const threadgroup float* weights, int b, Place at) {
+  float2 pair = *(const threadgroup float2*)(weights + at.row * kWeightStride + 8 * b + at.column(0));
+  return fragment_of(pair.x, pair.y);
+}
+
+// O += P^T V, weight[e * B + b] being P of column e and token b. `weights`: this simdgroup's part of the scratch.
 template <int D, int B>
 inline void add_codes(
-    const thread PlaneWords<D / 32>* words, Coding coding, const threadgroup float* weights, Place at, thread Fragment* o) {
+    thread const TileWords<D, B>& words, Coding coding, thread const float* weight, thread const half* scales, Place at,
+    threadgroup float* weights, thread Sums<D>& sums) {
+  float scale[B];
+  for (int b = 0; b < B; b++) scale[b] = float(scales[b]);
+  transpose_weights<B>(weight, scale, at, weights);
   for (int b = 0; b < B; b++) {
-    float2 pair = *(const threadgroup float2*)(weights + at.row * (8 * B + 4) + 8 * b + at.column);
-    Fragment weight = fragment_of(pair.x, pair.y);
+    Fragment column_weights = weight_fragment(weights, b, at);
     for (uint w = 0; w < D / 32; w++) {
-      CodeWord code = code_word<D / 32>(words[b], coding.bits, first_word<D>(at), w);
+      CodeWord code = code_word<D / 32>(words.block[b], coding.bits, at.quarter * (D / 32), w);
       for (uint t = 0; t < kPairs; t++) {
         float2 level = level_pair(code, t, coding);
         Fragment value = fragment_of(level.x, level.y);
-        simdgroup_multiply_accumulate(o[kPairs * w + t], weight, value, o[kPairs * w + t]);
+        simdgroup_multiply_accumulate(sums.o[kPairs * w + t], column_weights, value, sums.o[kPairs * w + t]);
       }
     }
   }
 }
 
-// Plain rows in place of codes: the first and the newest tokens, so it is written to be short.
+// Plain rows in place of codes, a block at a time: the first and the newest tokens, so it is written to be short.
 template <int D>
-inline Fragment plain_fragment(thread const Source& source, const device uchar* row, uint quarter, int w, uint t) {
+inline Fragment plain_fragment(thread const Source& source, const device uchar* row, uint quarter, uint w, uint t) {
   uint word = quarter * (D / 32) + w;
   return fragment_of(source.channel(row, channel_of(word, t, 0)), source.channel(row, channel_of(word, t, 1)));
 }
 
-template <int D, int B>
+template <int D>
 inline void score_plain(
-    thread const Source& source, int tile, int last, const threadgroup float2* queries, Place at, thread Fragment* score) {
-  for (int b = 0; b < B; b++) {
-    const device uchar* row = source.row(min(tile + 8 * b + int(at.row), last - 1));
-    score[b] = fragment_of(0.0f, 0.0f);
-    for (int w = 0; w < D / 32; w++) {
-      for (uint t = 0; t < kPairs; t++) {
-        float2 pair = queries[32 * (kPairs * w + t) + at.lane];
-        Fragment key = plain_fragment<D>(source, row, at.quarter, w, t), query = fragment_of(pair.x, pair.y);
-        simdgroup_multiply_accumulate(score[b], key, query, score[b]);
-      }
+    thread const Source& source, int tile, int last, thread const Queries<D>& queries, Place at, const threadgroup float*,
+    thread float* score) {
+  const device uchar* row = source.row(min(tile + int(at.row), last - 1));
+  Fragment sum = fragment_of(0.0f, 0.0f);
+  for (uint w = 0; w < D / 32; w++) {
+    for (uint t = 0; t < kPairs; t++) {
+      Fragment key = plain_fragment<D>(source, row, at.quarter, w, t), query = queries.at(kPairs * w + t, at.lane);
+      simdgroup_multiply_accumulate(sum, key, query, sum);
     }
   }
+  score[0] = sum.thread_elements()[0];
+  score[1] = sum.thread_elements()[1];
 }
 
 // 1, or NaN when a value row holds a NaN or an infinity: a fragment of it would reach the columns that do not see the token.
@@ -95,20 +250,34 @@ inline float plain_scale(thread const Source& source, const device uchar* row, u
   return 1.0f + row_sum(probe);
 }
 
-template <int D, int B>
+template <int D>
 inline void add_plain(
-    thread const Source& source, int tile, int last, const thread float* scale, const threadgroup float* weights, Place at,
-    thread Fragment* o) {
-  for (int b = 0; b < B; b++) {
-    const device uchar* row = source.row(min(tile + 8 * b + int(at.row), last - 1));
-    float2 pair = *(const threadgroup float2*)(weights + at.row * (8 * B + 4) + 8 * b + at.column);
-    Fragment weight = fragment_of(pair.x, pair.y);
-    for (int w = 0; w < D / 32; w++) {
-      for (uint t = 0; t < kPairs; t++) {
-        Fragment value = plain_fragment<D>(source, row, at.quarter, w, t);
-        if (isnan(scale[b])) value = fragment_of(0.0f, 0.0f);
-        simdgroup_multiply_accumulate(o[kPairs * w + t], weight, value, o[kPairs * w + t]);
-      }
+    thread const Source& source, int tile, int last, thread const float* weight, Place at, threadgroup float* weights,
+    thread Sums<D>& sums) {
+  const device uchar* row = source.row(min(tile + int(at.row), last - 1));
+  float scale = plain_scale<D>(source, row, at.quarter);
+  transpose_weights<1>(weight, &scale, at, weights);
+  Fragment column_weights = weight_fragment(weights, 0, at);
+  for (uint w = 0; w < D / 32; w++) {
+    for (uint t = 0; t < kPairs; t++) {
+      Fragment value = plain_fragment<D>(source, row, at.quarter, w, t);
+      if (isnan(scale)) value = fragment_of(0.0f, 0.0f);
+      simdgroup_multiply_accumulate(sums.o[kPairs * w + t], column_weights, value, sums.o[kPairs * w + t]);
+    }
+  }
+}
+
+// The simdgroup's sums into rows, or onto those that are there, weighed as `found` says.
+template <int D>
+inline void join_sums(
+    thread Sums<D>& sums, thread const Statistics& found, uint simdgroup, bool first, Place at, threadgroup float* rows) {
+  float weight = fast::exp2(found.maxima[simdgroup * INT4KV_COLUMNS + at.row] - found.maximum(at.row));
+  for (uint f = 0; f < D / 8; f++) {
+    for (uint e = 0; e < 2; e++) {
+      uint channel = channel_of(at.quarter * (D / 32) + f / kPairs, f % kPairs, e);
+      threadgroup float* to = rows + row_index(row_layout<D>(), at.row, channel);
+      float part = weight * sums.o[f].thread_elements()[e];
+      *to = first ? part : *to + part;
     }
   }
 }

@@ -42,12 +42,6 @@ MTLFunctionConstantValues* constants_of(const Kernel& kernel) {
 
 } // namespace
 
-std::string Kernel::describe() const {
-  if (k_bits == 0) return name;
-  const char* codebooks[] = {"uniform", "lloyd", "absmax", "asymmetric"};
-  return name + " (K " + std::to_string(k_bits) + ", V " + std::to_string(v_bits) + ", " + codebooks[codebook] + ")";
-}
-
 Pipelines& Pipelines::shared() {
   static Pipelines* pipelines = new Pipelines;
   return *pipelines;
@@ -64,7 +58,7 @@ id<MTLLibrary> Pipelines::library() {
 
 id<MTLComputePipelineState> Pipelines::build(const Kernel& kernel) {
   NSError* error = nil;
-  id<MTLFunction> function = [library() newFunctionWithName:[NSString stringWithUTF8String:kernel.name.c_str()]
+  id<MTLFunction> function = [library() newFunctionWithName:[NSString stringWithUTF8String:kernel.name().c_str()]
                                              constantValues:constants_of(kernel)
                                                       error:&error];
   TORCH_CHECK(function, "int4kv: there is no Metal kernel ", kernel.describe(), ": ", reason(error));
@@ -75,19 +69,19 @@ id<MTLComputePipelineState> Pipelines::build(const Kernel& kernel) {
   return pipeline;
 }
 
-id<MTLComputePipelineState> Pipelines::find(const Kernel& kernel) {
+const Pipeline& Pipelines::find(const Kernel& kernel) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  const auto found = made_.find(kernel);
+  const auto found = made_.find(kernel.key());
   if (found != made_.end()) return found->second;
   @autoreleasepool {
-    return made_[kernel] = build(kernel);
+    return made_[kernel.key()] = {kernel, build(kernel), "int4kv_" + kernel.name()};
   }
 }
 
 std::vector<std::string> Pipelines::describe() {
   const std::lock_guard<std::mutex> lock(mutex_);
   std::vector<std::string> kernels = {kMetalLibraryBytes ? "metallib" : "source"};
-  for (const auto& made : made_) kernels.push_back(made.first.describe());
+  for (const auto& made : made_) kernels.push_back(made.second.kernel.describe());
   return kernels;
 }
 

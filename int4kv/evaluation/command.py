@@ -29,7 +29,7 @@ def evaluate_recipes(
     divergence: Annotated[bool, typer.Option("--divergence", help="Also continue the first half of every window, greedily.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Plot KL against bits here; needles go beside it.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, mps, ...")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda, ...")] = "auto",
 ):
     """Perplexity, KL, agreement and bits of recipes that read and write a packed cache, against the model's own."""
     from .assessment import Assessment

@@ -32,7 +32,7 @@ PRECOMPILED = {".cpp": ["ATen/core/Tensor.h", "torch/library.h"],
 
 
 def sources():
-    return sorted([*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp"), *CSRC.glob("mps/*.mm")])
+    return sorted([*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp"), *CSRC.glob("gpu/*.cpp"), *CSRC.glob("mps/*.mm")])
 
 
 def build(minor, jobs=2):
@@ -134,7 +134,7 @@ def metal_source():
     folder = BUILD / "generated"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD) as scratch:
-        run([sys.executable, CSRC / "mps/embed_metal.py", Path(scratch) / METAL_SOURCE])
+        run([sys.executable, CSRC / "gpu/embed_metal.py", Path(scratch) / METAL_SOURCE])
         os.rename(Path(scratch) / METAL_SOURCE, folder / METAL_SOURCE)
     return folder
 

@@ -161,18 +161,24 @@ def double_headers():
 
 
 def build_ops(sources=None, name="int4kv_mps", flags=("-Werror", "-fvisibility=hidden")):
-    """Ops for the device: by default the project's csrc/mps/*.mm and its checks. Returns the library's path."""
+    """Ops for the device: by default the project's csrc/mps and csrc/gpu and its checks. Returns the library's path."""
     csrc = PROJECT / "csrc"
-    sources = [*sorted((csrc / "mps").glob("*.mm")), csrc / "checks.cpp"] if sources is None else sources
+    sources = project_ops() if sources is None else sources
     generated = embed_kernels()
     headers = [*csrc.rglob("*.h"), *generated.glob("*.h"), *double_headers()]
     every = {Path(source): [] for source in [*sources, RIG / "personality.cpp"]}
     return build_library(name, every, [*flags, f"-I{csrc}", f"-I{generated}"], headers, [build_device()])
 
 
+def project_ops():
+    """The project's sources of the ops on mps."""
+    csrc = PROJECT / "csrc"
+    return [*sorted((csrc / "mps").glob("*.mm")), *sorted((csrc / "gpu").glob("*.cpp")), csrc / "checks.cpp"]
+
+
 def embed_kernels():
     """The folder of int4kv_metal_source.h, the kernels as text, written anew when csrc/metal changed."""
-    script = PROJECT / "csrc" / "mps" / "embed_metal.py"
+    script = PROJECT / "csrc" / "gpu" / "embed_metal.py"
     folder = BUILD / "generated"
     folder.mkdir(parents=True, exist_ok=True)
     if script.exists():

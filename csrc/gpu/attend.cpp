@@ -1,11 +1,6 @@
-// attend on mps: one dispatch, or two when the tokens are split; and prepare, which builds the kernels ahead of the first token.
-#include <ATen/mps/MPSDevice.h>
+// attend on a GPU: one dispatch, or two when the tokens are split.
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
-#include <cmath>
-
-#include "pipelines.h"
 #include "plan.h"
 #include "stored.h"
 
@@ -22,7 +17,7 @@ int to_int(int64_t x) {
 void describe_tokens(
     Int4kvAttend& p, int64_t start, int64_t end, const OptionalTensor& recent, int64_t recent_start, int64_t recent_window,
     int64_t window) {
-  TORCH_CHECK(end - start <= 1 << 30, "int4kv: attend over ", end - start, " tokens; accepted on mps are up to 2^30");
+  TORCH_CHECK(end - start <= 1 << 30, "int4kv: attend over ", end - start, " tokens; accepted on a GPU are up to 2^30");
   p.keys = static_cast<unsigned>(end - start);
   p.window = to_int(window);
   p.recent_window = to_int(recent_window);
@@ -55,7 +50,7 @@ at::Tensor attend(
   const int64_t exact_from = start + p.recent_from;
   const at::Tensor keys_in = aligned_codes(k_codes), values_in = aligned_codes(v_codes);
   const at::Tensor seen = mask ? mask->expand({batch, heads, queries, keys}) : at::Tensor();
-  const at::Tensor mean = centre_rows(v_centre, batch);
+  const at::Tensor mean = centre_rows(v_centre, batch), k_by = contiguous_or_none(k_rotation), v_by = contiguous_or_none(v_rotation);
   p.q = rows_of(q);
   p.out = rows_of(out);
   p.mask = rows_of(seen);
@@ -69,8 +64,8 @@ at::Tensor attend(
   if (k_sink) p.k_sink = plain_rows_of(*k_sink, start);
   if (v_sink) p.v_sink = plain_rows_of(*v_sink, start);
   p.sinks = k_sink ? to_int(std::clamp(k_sink->size(2), start, end) - start) : 0;
-  p.k_rotation = rotation_of(k_rotation, head_dim);
-  p.v_rotation = rotation_of(v_rotation, head_dim);
+  p.k_rotation = rotation_of(k_by, head_dim);
+  p.v_rotation = rotation_of(v_by, head_dim);
   p.heads = static_cast<unsigned>(heads);
   p.kv_heads = static_cast<unsigned>(k_codes.size(1));
   p.queries = static_cast<unsigned>(queries);
@@ -81,51 +76,32 @@ at::Tensor attend(
 
   const AttendShape shape = shape_of(q, k_codes, k_scales, v_codes, v_scales, book);
   const int64_t visible = window > 0 && window < keys ? std::min(keys, window + queries) : keys;
-  const AttendPlan plan = plan_attend(shape, visible, at::mps::MPSDevice::getInstance()->getCoreCount());
+  const Kernel constants{Entry::kAttendSimd, 0, p.k.bits, p.v.bits, static_cast<uint32_t>(book)};
+  const AttendPlan plan = plan_attend(shape, constants, visible, q);
   p.blocks = static_cast<unsigned>(plan.blocks);
   p.splits = static_cast<unsigned>(plan.splits);
-  const int64_t partials = plan.splits > 1 ? batch * heads * queries * plan.splits : 0;
-  const auto scratch = q.options().dtype(at::kFloat);
-  const at::Tensor partial = at::empty({partials, head_dim}, scratch), statistics = at::empty({partials, 2}, scratch);
-  const at::Tensor k_by = k_rotation ? k_rotation->contiguous() : at::Tensor();
-  const at::Tensor v_by = v_rotation ? v_rotation->contiguous() : at::Tensor();
+  at::Tensor partial, statistics;
+  if (plan.splits > 1) {
+    partial = at::empty({batch * heads * queries * plan.splits, head_dim}, q.options().dtype(at::kFloat));
+    statistics = at::empty({batch * heads * queries * plan.splits, 2}, q.options().dtype(at::kFloat));
+  }
 
-  const MTLSize grid = MTLSizeMake(plan.splits, shape.kv_heads * plan.blocks, batch);
-  const MTLSize merge_grid = MTLSizeMake(plan.splits > 1 ? batch * heads * queries : 0, 1, 1);
+  const Grid grid{p.splits, static_cast<uint32_t>(shape.kv_heads * plan.blocks), static_cast<uint32_t>(batch)};
+  const Grid merge_grid{plan.splits > 1 ? static_cast<uint32_t>(batch * heads * queries) : 0, 1, 1};
   encode({
-      {{plan.kernel, p.k.bits, p.v.bits, static_cast<unsigned>(book)},
-       {q, keys_in, k_scales, values_in, v_scales, or_none(k_sink), or_none(v_sink), or_none(k_recent), or_none(v_recent), k_by, v_by, mean,
-        seen, out, partial, statistics},
-       &p, sizeof p, grid, INT4KV_SIMDGROUPS},
-      {{"merge"}, {partial, statistics, v_by, mean, out}, &p, sizeof p, merge_grid, INT4KV_MERGE_SIMDGROUPS},
+      {plan.kernel,
+       {&q, &keys_in, &k_scales, &values_in, &v_scales, or_null(k_sink), or_null(v_sink), or_null(k_recent), or_null(v_recent), &k_by,
+        &v_by, &mean, &seen, &out, &partial, &statistics},
+       &p, sizeof p, grid},
+      {{Entry::kMerge}, {&partial, &statistics, &v_by, &mean, &out}, &p, sizeof p, merge_grid},
   });
   return out;
 }
 
-std::vector<std::string> prepare(
-    const at::Tensor& /*example*/, at::IntArrayRef head_dims, int64_t k_bits, int64_t v_bits, std::string_view codebook) {
-  auto& pipelines = Pipelines::shared();
-  const auto book = static_cast<unsigned>(codebook_of(codebook));
-  const auto attention = [&](const std::string& name) {
-    pipelines.find({name, static_cast<unsigned>(k_bits), static_cast<unsigned>(v_bits), book});
-  };
-  const bool symmetric_codes = book != INT4KV_ASYMMETRIC && k_bits < INT4KV_PLAIN_BITS && v_bits < INT4KV_PLAIN_BITS;
-  for (const char* kernel : {"attend_simd_1", "attend_simd_2"}) attention(kernel);
-  pipelines.find({"merge"});
-  for (const int64_t head_dim : head_dims) {
-    const std::string suffix = "_" + std::to_string(head_dim);
-    pipelines.find({"quantize" + suffix});
-    pipelines.find({"dequantize" + suffix});
-    if (symmetric_codes && has_matrix_kernel(head_dim)) attention("attend_matrix" + suffix);
-  }
-  return pipelines.describe();
-}
-
 } // namespace
 
-TORCH_LIBRARY_IMPL(int4kv, MPS, m) {
-  m.impl("attend", attend);
-  m.impl("prepare", prepare);
+void register_attend(torch::Library& library) {
+  library.impl("attend", attend);
 }
 
 } // namespace int4kv

@@ -1,45 +1,46 @@
-// quantize, quantize_kv and dequantize on mps: one dispatch each, a simdgroup a row.
+// quantize, quantize_kv and dequantize on a GPU: one dispatch each, a simdgroup a row.
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include "stored.h"
 
 namespace int4kv {
 namespace {
 
-Int4kvQuantizeSide side_of(
-    const at::Tensor& x, const Stored& stored, int64_t position, const at::Tensor& centre, const OptionalTensor& rotation, int codebook) {
-  Int4kvQuantizeSide side{};
-  side.x = rows_of(x);
-  side.centre = rows_of(centre);
-  side.has_centre = centre.defined();
-  side.stored = stored_of(stored.codes, stored.scales, position, x.size(3), codebook);
-  side.rotation = rotation_of(rotation, x.size(3));
-  if (stored.recent) {
-    side.recent = rows_of(*stored.recent);
-    side.recent_rows = static_cast<unsigned>(stored.recent->size(2));
-    side.recent_first_slot = static_cast<unsigned>(position % stored.recent->size(2));
-  }
-  return side;
-}
-
-MTLSize one_simdgroup_per_row(int64_t rows) {
-  TORCH_CHECK(rows < (1ll << 32), "int4kv: ", rows, " rows in one call; accepted on mps are fewer than 2^32");
-  return MTLSizeMake(static_cast<NSUInteger>(rows), 1, 1);
-}
+constexpr size_t kTensorsOfBothSides = 12;
 
 // One tensor on its way into the cache, and what is done to it there.
 struct Incoming {
   const at::Tensor& x;
-  Stored stored;
-  at::Tensor centre;
-  const OptionalTensor& rotation;
+  const Stored& stored;
+  at::Tensor centre, rotation;
+
+  Incoming(const at::Tensor& x_, const Stored& stored_, const OptionalTensor& centre_, const OptionalTensor& rotation_)
+      : x(x_), stored(stored_), centre(centre_rows(centre_, x_.size(0))), rotation(contiguous_or_none(rotation_)) {}
 };
 
-// What one side binds: x, codes, scales, recent, centre, rotation.
-void append(std::vector<at::Tensor>& tensors, const Incoming& in) {
-  const at::Tensor by = in.rotation ? in.rotation->contiguous() : at::Tensor();
-  tensors.insert(tensors.end(), {in.x, in.stored.codes, in.stored.scales, or_none(in.stored.recent), in.centre, by});
+Int4kvQuantizeSide side_of(const Incoming& in, int64_t position, int codebook) {
+  const int64_t head_dim = in.x.size(3);
+  Int4kvQuantizeSide side{};
+  side.x = rows_of(in.x);
+  side.centre = rows_of(in.centre);
+  side.has_centre = in.centre.defined();
+  side.stored = stored_of(in.stored.codes, in.stored.scales, position, head_dim, codebook);
+  side.rotation = rotation_of(in.rotation, head_dim);
+  if (in.stored.recent) {
+    side.recent = rows_of(*in.stored.recent);
+    side.recent_rows = static_cast<unsigned>(in.stored.recent->size(2));
+    side.recent_first_slot = static_cast<unsigned>(position % in.stored.recent->size(2));
+  }
+  return side;
+}
+
+void bind(Dispatch& dispatch, const Incoming& in) {
+  dispatch.tensors.append({&in.x, &in.stored.codes, &in.stored.scales, or_null(in.stored.recent), &in.centre, &in.rotation});
+}
+
+Grid one_simdgroup_per_row(int64_t rows) {
+  TORCH_CHECK(rows < (1ll << 31), "int4kv: ", rows, " rows in one call; accepted on a GPU are fewer than 2^31");
+  return {static_cast<uint32_t>(rows), 1, 1};
 }
 
 // K alone, or K and V of one shape.
@@ -50,15 +51,16 @@ void quantize_sides(const Incoming& k, const Incoming* v, int64_t position, int 
   p.rows = static_cast<unsigned>(rows);
   p.heads = static_cast<unsigned>(k.x.size(1));
   p.tokens = static_cast<unsigned>(k.x.size(2));
-  std::vector<at::Tensor> tensors;
-  p.k = side_of(k.x, k.stored, position, k.centre, k.rotation, codebook);
-  append(tensors, k);
+  const Kernel kernel{Entry::kQuantize, static_cast<uint32_t>(k.x.size(3))};
+  Dispatch dispatch{kernel, {}, &p, sizeof p, one_simdgroup_per_row(v ? 2 * rows : rows)};
+  p.k = side_of(k, position, codebook);
+  bind(dispatch, k);
   if (v) {
-    p.v = side_of(v->x, v->stored, position, v->centre, v->rotation, codebook);
-    append(tensors, *v);
+    p.v = side_of(*v, position, codebook);
+    bind(dispatch, *v);
   }
-  tensors.resize(12);
-  encode({{"quantize_" + std::to_string(k.x.size(3)), tensors, &p, sizeof p, one_simdgroup_per_row(v ? 2 * rows : rows), 1}});
+  dispatch.tensors.resize(kTensorsOfBothSides);
+  encode({dispatch});
 }
 
 void quantize(
@@ -66,7 +68,7 @@ void quantize(
     const OptionalTensor& rotation, const OptionalTensor& recent, std::string_view codebook) {
   const Stored stored{codes, scales, recent};
   check_quantize("x", x, stored, position, centre, rotation, codebook);
-  quantize_sides({x, stored, centre_rows(centre, x.size(0)), rotation}, nullptr, position, codebook_of(codebook));
+  quantize_sides({x, stored, centre, rotation}, nullptr, position, codebook_of(codebook));
 }
 
 void quantize_kv(
@@ -77,8 +79,7 @@ void quantize_kv(
   check_quantize("k", k, k_stored, position, k_centre, k_rotation, codebook);
   check_quantize("v", v, v_stored, position, v_centre, v_rotation, codebook);
   const int book = codebook_of(codebook);
-  const Incoming k_in{k, k_stored, centre_rows(k_centre, k.size(0)), k_rotation};
-  const Incoming v_in{v, v_stored, centre_rows(v_centre, v.size(0)), v_rotation};
+  const Incoming k_in{k, k_stored, k_centre, k_rotation}, v_in{v, v_stored, v_centre, v_rotation};
   if (k.sizes() == v.sizes()) return quantize_sides(k_in, &v_in, position, book);
   quantize_sides(k_in, nullptr, position, book);
   quantize_sides(v_in, nullptr, position, book);
@@ -91,26 +92,26 @@ at::Tensor dequantize(
   const int64_t batch = codes.size(0), heads = codes.size(1), tokens = end - start;
   const at::Tensor out = at::empty({batch, heads, tokens, head_dim}, codes.options().dtype(dtype));
   if (out.numel() == 0) return out;
-  const at::Tensor mean = centre_rows(centre, batch), by = rotation ? rotation->contiguous() : at::Tensor();
+  const at::Tensor mean = centre_rows(centre, batch), by = contiguous_or_none(rotation);
   Int4kvDequantize p{};
   p.stored = stored_of(codes, scales, start, head_dim, codebook_of(codebook));
   p.out = rows_of(out);
   p.centre = rows_of(mean);
   p.has_centre = mean.defined();
-  p.rotation = rotation_of(rotation, head_dim);
+  p.rotation = rotation_of(by, head_dim);
   p.heads = static_cast<unsigned>(heads);
   p.tokens = static_cast<unsigned>(tokens);
-  encode({{"dequantize_" + std::to_string(head_dim), {codes, scales, mean, by, out}, &p, sizeof p,
-           one_simdgroup_per_row(batch * heads * tokens), 1}});
+  const Kernel kernel{Entry::kDequantize, static_cast<uint32_t>(head_dim)};
+  encode({{kernel, {&codes, &scales, &mean, &by, &out}, &p, sizeof p, one_simdgroup_per_row(batch * heads * tokens)}});
   return out;
 }
 
 } // namespace
 
-TORCH_LIBRARY_IMPL(int4kv, MPS, m) {
-  m.impl("quantize", quantize);
-  m.impl("quantize_kv", quantize_kv);
-  m.impl("dequantize", dequantize);
+void register_quantize(torch::Library& library) {
+  library.impl("quantize", quantize);
+  library.impl("quantize_kv", quantize_kv);
+  library.impl("dequantize", dequantize);
 }
 
 } // namespace int4kv

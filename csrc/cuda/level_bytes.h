@@ -1,0 +1,120 @@
+// Codes as bytes, four to a register: byte = level + an offset that all bytes of a codebook share.
+//
+// The levels of Lloyd-Max come from PRMT, which picks four bytes out of eight by three bits of a nibble each, and gives 0 for a nibble
+// above 7 when the byte there is below 128. The levels are odd: of a code's two sides one look-up finds the magnitude, the other 0,
+// and 128 + upper - lower has no carry from byte to byte.
+//
+// Magnitudes are those of format.h, lowest byte first. Bytes of Lloyd-Max are the nibbles 4 i + byte of a word, of other codebooks the
+// nibbles 2 byte + i (i: which of the word's two registers).
+#ifndef INT4KV_CUDA_LEVEL_BYTES_H
+#define INT4KV_CUDA_LEVEL_BYTES_H
+
+#include "../metal/codes.h"
+
+constexpr bool is_table(Coding coding) {
+  return coding.book == INT4KV_LLOYD && coding.bits < 8;
+}
+
+constexpr uint nibble_of(Coding coding, uint i, uint byte) {
+  return is_table(coding) ? 4 * i + byte : 2 * byte + i;
+}
+
+// Twice what a byte has beyond its level.
+constexpr int twice_offset(Coding coding) {
+  if (is_table(coding)) return 256;
+  return (1 << coding.bits) - (coding.book == INT4KV_ABSMAX ? 0 : 1);
+}
+
+struct Magnitudes {
+  int of[16];
+};
+
+// Bytes first .. first + 3 (or downwards) of the upper half's levels.
+constexpr uint four_magnitudes(uint bits, int first, int step) {
+  constexpr Magnitudes three = {INT4KV_LLOYD_3}, four = {INT4KV_LLOYD_4}, five = {INT4KV_LLOYD_5};
+  const Magnitudes& levels = bits == 3 ? three : bits == 4 ? four : five;
+  uint found = 0;
+  for (int i = 0; i < 4; i++) found |= uint(levels.of[first + i * step]) << (8 * i);
+  return found;
+}
+
+// A number in a register of each lane: PRMT takes one immediate, and what else it needs would be moved there each time. Of what is the
+// same in all lanes the compiler does not keep it so; that a lane's own number comes back from a shuffle it does not know.
+inline uint held(uint number) {
+  uint lane = threadIdx.x % 32, same;
+  asm("shfl.sync.idx.b32 %0, %1, %1, 31, -1;" : "=r"(same) : "r"(lane));
+  return number ^ lane ^ same;
+}
+
+inline uint permute(uint a, uint b, uint selector) {
+  uint found;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(found) : "r"(a), "r"(b), "r"(selector));
+  return found;
+}
+
+// Eight magnitudes by the lowest nibbles of `code`.
+template <int bits, int first, int step>
+inline uint look_up(uint code) {
+  constexpr uint a = four_magnitudes(bits, first, step), b = four_magnitudes(bits, first + 4 * step, step);
+  return permute(held(a), b, code);
+}
+
+constexpr uint kNibbleTops = 0x88888888u;
+constexpr uint kByteTops = 0x80808080u;
+
+// Of the four lowest nibbles of a word's planes.
+inline uint lloyd_bytes(uint low, uint high, uint bits) {
+  if (bits == 3) return permute(held(0x80808080u - four_magnitudes(3, 3, -1)), kByteTops + four_magnitudes(3, 0, 1), low);
+  if (bits == 4) return kByteTops + look_up<4, 0, 1>(low ^ kNibbleTops) - look_up<4, 7, -1>(low);
+  uint upper = permute(0xff00u, 0, high);  // 255 where the high plane has a 1
+  uint above = look_up<5, 0, 1>(low) | look_up<5, 8, 1>(low ^ kNibbleTops);
+  uint below = look_up<5, 15, -1>(low) | look_up<5, 7, -1>(low ^ kNibbleTops);
+  return kByteTops + (above & upper) - (below & ~upper);
+}
+
+// Register i (0 or 1) of a word's eight bytes.
+inline uint level_bytes(CodeWord code, Coding coding, uint i) {
+  if (is_table(coding)) return lloyd_bytes(code.low >> (16 * i), code.high >> (16 * i), coding.bits);
+  constexpr uint nibbles = 0x0f0f0f0fu;
+  if (i == 0) return (code.low & nibbles) | ((code.high & nibbles) << 4);
+  return ((code.low >> 4) & nibbles) | (code.high & ~nibbles);
+}
+
+// 1024 + byte as fp16, of two bytes of a register.
+inline uint wide_pair(uint bytes, uint selector) {
+  return permute(bytes, held(0x64646464u), selector);
+}
+
+inline half2 fused(uint x, uint factor, uint term) {
+  return fma(as_type<half2>(x), as_type<half2>(factor), as_type<half2>(term));
+}
+
+constexpr uint kOne = 0x3c003c00u, kQuarter = 0x34003400u, kHalf = 0x38003800u;  // two of fp16 each
+constexpr uint kMinus1152 = 0xe480e480u;
+
+// Levels of fp16 of two tokens, in pairs of one channel. `code` has nibbles 4 i .. 4 i + 3 of the word of one token in its bytes 0 and
+// 2, of the other in 1 and 3: pair[c] is of nibble 4 i + c. All exact: 2 bits below a code make room for the half that middles have.
+inline void level_pairs(CodeWord code, Coding coding, thread half2* pair) {
+  if (is_table(coding)) {
+    uint first = lloyd_bytes(code.low, code.high, coding.bits), second = lloyd_bytes(code.low >> 16, code.high >> 16, coding.bits);
+    pair[0] = fused(wide_pair(first, 0x4240), kOne, kMinus1152);
+    pair[1] = fused(wide_pair(first, 0x4341), kOne, kMinus1152);
+    pair[2] = fused(wide_pair(second, 0x4240), kOne, kMinus1152);
+    pair[3] = fused(wide_pair(second, 0x4341), kOne, kMinus1152);
+    return;
+  }
+  const bool wide = coding.bits == 8;
+  uint even = level_bytes(code, coding, 0), odd = level_bytes(code, coding, 1);
+  if (!wide) {
+    even = ((code.low << 2) & 0x3c3c3c3cu) | ((code.high & 0x01010101u) << 6);
+    odd = ((code.low >> 2) & 0x3c3c3c3cu) | ((code.high & 0x10101010u) << 2);
+  }
+  uint term = (0xdc00u + 2 * uint(twice_offset(coding))) * 0x10001u;  // -(256 + middle)
+  for (uint c = 0; c < 4; c++) {
+    uint found = wide_pair(c % 2 ? odd : even, c < 2 ? 0x4140 : 0x4342);
+    pair[c] = wide ? fused(found, kOne, kMinus1152) : fused(found, kQuarter, term);
+    if (wide && coding.book != INT4KV_ABSMAX) pair[c] = fused(as_type<uint>(pair[c]), kOne, kHalf);
+  }
+}
+
+#endif

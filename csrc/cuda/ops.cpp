@@ -1,0 +1,60 @@
+// The ops of csrc/gpu on CUDA: kernels go to the current stream of their tensors' device, with their parameters by value, so that
+// nothing waits and a graph can be captured.
+#include <c10/cuda/CUDAStream.h>
+
+#include <array>
+
+#include "../gpu/backend.h"
+#include "pipelines.h"
+
+namespace int4kv {
+namespace {
+
+// metal.h's contract: the pointers of all buffers as one array, then the parameters.
+void launch(const Pipeline& pipeline, const Dispatch& dispatch, CUstream stream) {
+  std::array<const void*, kMaxTensors> buffers{};
+  for (size_t i = 0; i < dispatch.tensors.size(); ++i) {
+    if (is_there(dispatch.tensors[i])) buffers[i] = dispatch.tensors[i]->const_data_ptr();
+  }
+  void* arguments[] = {buffers.data(), const_cast<void*>(dispatch.parameters)};
+  const Grid& grid = dispatch.threadgroups;
+  const Driver& driver = Driver::shared();
+  const CUresult result = driver.launch(
+      pipeline.function, grid.x, grid.y, grid.z, dispatch.kernel.simdgroups() * INT4KV_SIMD, 1, 1, 0, stream, arguments, nullptr);
+  driver.check(result, "launching", pipeline.name.c_str());
+}
+
+} // namespace
+
+// attend_matrix is the faster one from two query rows on, on an H100.
+const PlanLimits kPlanLimits = {2, 128};
+
+int64_t resident_threadgroups(const Kernel& kernel, const at::Tensor& on) {
+  return Pipelines::of(on.device().index()).find(kernel).resident;
+}
+
+void encode(std::initializer_list<Dispatch> dispatches) {
+  const c10::DeviceIndex device = dispatches.begin()->tensors.front()->device().index();
+  Pipelines& pipelines = Pipelines::of(device);
+  const ActiveDevice active(device);
+  const CUstream stream = c10::cuda::getCurrentCUDAStream(device);
+  for (const Dispatch& dispatch : dispatches) {
+    if (!is_empty(dispatch.threadgroups)) launch(pipelines.find(dispatch.kernel), dispatch, stream);
+  }
+}
+
+void build(const std::vector<Kernel>& kernels, const at::Tensor& on) {
+  Pipelines::of(on.device().index()).build(kernels);
+}
+
+std::vector<std::string> describe_kernels(const at::Tensor& on) {
+  return Pipelines::of(on.device().index()).describe();
+}
+
+TORCH_LIBRARY_IMPL(int4kv, CUDA, m) {
+  register_attend(m);
+  register_quantize(m);
+  register_prepare(m);
+}
+
+} // namespace int4kv

@@ -1,0 +1,16 @@
+#include "kernel.h"
+
+namespace int4kv {
+
+std::string Kernel::name() const {
+  const char* entries[] = {"quantize_", "dequantize_", "attend_simd_", "attend_matrix_", "merge"};
+  return entries[uint32_t(entry)] + (size ? std::to_string(size) : std::string());
+}
+
+std::string Kernel::describe() const {
+  if (k_bits == 0) return name();
+  const char* codebooks[] = {"uniform", "lloyd", "absmax", "asymmetric"};
+  return name() + " (K " + std::to_string(k_bits) + ", V " + std::to_string(v_bits) + ", " + codebooks[codebook] + ")";
+}
+
+} // namespace int4kv

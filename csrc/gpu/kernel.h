@@ -1,0 +1,31 @@
+// A kernel of csrc/metal: its entry point and what it is compiled for.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "../metal/parameters.h"
+
+namespace int4kv {
+
+enum class Entry : uint32_t { kQuantize, kDequantize, kAttendSimd, kAttendMatrix, kMerge };
+
+struct Kernel {
+  Entry entry;
+  uint32_t size = 0;  // the head_dim, of attend_simd the query rows; merge serves all
+  uint32_t k_bits = 0, v_bits = 0, codebook = 0;  // of the attention kernels
+
+  // Different for different kernels, and cheap: it is looked up at every call.
+  uint32_t key() const {
+    return uint32_t(entry) | size << 3 | k_bits << 13 | v_bits << 18 | codebook << 23;
+  }
+  // Of a threadgroup.
+  uint32_t simdgroups() const {
+    return entry == Entry::kMerge ? INT4KV_MERGE_SIMDGROUPS : entry < Entry::kAttendSimd ? 1 : INT4KV_SIMDGROUPS;
+  }
+  // In the library: "attend_matrix_128".
+  std::string name() const;
+  // The name and, where there are any, the constants: "attend_matrix_128 (K 4, V 4, lloyd)".
+  std::string describe() const;
+};
+
+} // namespace int4kv

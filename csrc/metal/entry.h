@@ -1,0 +1,20 @@
+// Where Metal and CUDA C++ spell one thing differently; csrc/cuda/entry.h is the counterpart.
+#ifndef INT4KV_METAL_ENTRY_H
+#define INT4KV_METAL_ENTRY_H
+
+// A kernel by the name that the host looks it up by: an instance of a template, for threadgroups of so many simdgroups.
+#define INT4KV_ENTRY(name, simdgroups, ...) template [[host_name(#name)]] [[kernel]] decltype(__VA_ARGS__) __VA_ARGS__;
+
+// `count` elements that the threads of a threadgroup share.
+#define INT4KV_THREADGROUP(type, name, count) threadgroup type name[count]
+
+// A number that a pipeline is compiled for.
+#define INT4KV_FUNCTION_CONSTANT(name, index) constant uint name [[function_constant(index)]]
+
+// x, computed once and kept.
+template <typename T>
+inline T kept(T x) {
+  return x;
+}
+
+#endif

@@ -1,0 +1,31 @@
+// The ops of csrc/gpu on mps, and the thresholds of the Metal backend: reasoned, not measured, there is no Apple GPU here.
+#include <ATen/mps/MPSDevice.h>
+
+#include "../gpu/backend.h"
+#include "pipelines.h"
+
+namespace int4kv {
+
+// attend_matrix pads query rows to 8 columns; below 3 the SIMD kernel does less work. From the static cost of both.
+const PlanLimits kPlanLimits = {3, 256};
+
+// A core of an Apple GPU holds about 208 KiB of registers: three threadgroups of 128 threads with 128 registers each.
+int64_t resident_threadgroups(const Kernel& /*kernel*/, const at::Tensor& /*on*/) {
+  return 3 * static_cast<int64_t>(at::mps::MPSDevice::getInstance()->getCoreCount());
+}
+
+void build(const std::vector<Kernel>& kernels, const at::Tensor& /*on*/) {
+  for (const Kernel& kernel : kernels) Pipelines::shared().find(kernel);
+}
+
+std::vector<std::string> describe_kernels(const at::Tensor& /*on*/) {
+  return Pipelines::shared().describe();
+}
+
+TORCH_LIBRARY_IMPL(int4kv, MPS, m) {
+  register_attend(m);
+  register_quantize(m);
+  register_prepare(m);
+}
+
+} // namespace int4kv

@@ -1,0 +1,111 @@
+"""The kernels as CUDA: the shipped code hands each of them to NVRTC, which needs no GPU. pip install nvidia-cuda-nvrtc nvidia-cuda-runtime"""
+
+import os
+import re
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "csrc" / "cuda"))
+import cuda_headers  # noqa: E402
+import embed_cuda  # noqa: E402
+
+ENTRIES = ("quantize", "dequantize", "attend_simd", "attend_matrix", "merge")
+QUANTIZE, DEQUANTIZE, SIMD, MATRIX, MERGE = range(5)
+CODEBOOKS = UNIFORM, LLOYD, ABSMAX, ASYMMETRIC = range(4)
+PLAIN = 16
+WITHOUT_CONSTANTS = [(entry, size, 0, 0, 0) for entry, size in product((QUANTIZE, DEQUANTIZE), range(32, 257, 32))] + [(MERGE, 0, 0, 0, 0)]
+SYMMETRIC = [(bits, bits, book) for bits, book in product((3, 4, 5, 8), (UNIFORM, LLOYD, ABSMAX))] + [(5, 4, LLOYD), (8, 4, LLOYD)]
+OTHERS = [(bits, bits, ASYMMETRIC) for bits in (3, 4, 5, 8)] + [(PLAIN, 4, LLOYD), (4, PLAIN, LLOYD), (PLAIN, PLAIN, LLOYD)]
+ATTENTION = [(SIMD, rows, *recipe) for rows, recipe in product((1, 2), SYMMETRIC + OTHERS)]
+ATTENTION += [(MATRIX, head_dim, *recipe) for head_dim, recipe in product((64, 128, 256), SYMMETRIC)]
+DEFAULT = [kernel for kernel in ATTENTION if kernel[2:] == (4, 4, LLOYD)]
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory):
+    """compile_kernels.cpp, and the folder of NVRTC for it."""
+    folder, library = tmp_path_factory.mktemp("cuda"), Path(torch.__file__).parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda_headers.torch.version, "cuda", "13.0")
+        headers = cuda_headers.folders()
+    embed_cuda.embed_metal.write(folder / "int4kv_cuda_source.h", embed_cuda.header(embed_cuda.source()))
+    sources = [ROOT / "tests/cuda/compile_kernels.cpp", *(ROOT / "csrc" / name for name in ("cuda/compile.cpp", "cuda/disk_cache.cpp", "cuda/driver.cpp", "gpu/kernel.cpp"))]
+    include = [part for place in (library / "include", *headers) for part in ("-isystem", str(place))]
+    subprocess.run(["c++", "-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{folder}", *include, *map(str, sources), "-o", str(folder / "compile_kernels"),
+                    f"-L{library / 'lib'}", "-lc10", f"-Wl,-rpath,{library / 'lib'}", "-ldl"], check=True)
+    return folder / "compile_kernels"
+
+
+def nvrtc_folder():
+    found = [path for place in sys.path for path in Path(place or ".").glob("nvidia/cu*/lib/libnvrtc.so.*")]
+    assert found, "NVRTC is missing: pip install nvidia-cuda-nvrtc"
+    return found[0].parent
+
+
+def compiled(program, folder, capability, kernels, cache=""):
+    """(exit code, standard error, the cubins' paths)."""
+    words = [str(word) for kernel in kernels for word in kernel]
+    done = subprocess.run([str(program), str(folder), str(capability), *words], capture_output=True, text=True,
+                          env=os.environ | {"LD_LIBRARY_PATH": str(nvrtc_folder()), "INT4KV_CUDA_CACHE": str(cache)})
+    return done.returncode, done.stderr, sorted(folder.glob("*.cubin"))
+
+
+def name_of(kernel):
+    return ENTRIES[kernel[0]] + (f"_{kernel[1]}" if kernel[1] else "")
+
+
+def test_the_list_of_kernels_is_that_of_the_sources():
+    metal = embed_cuda.embed_metal.source()
+    instances = {f"{name}_{size}" for name in ENTRIES for size in re.findall(rf"^INT4KV_{name.upper()}\((\d+)", metal, re.MULTILINE)}
+    assert {name_of(kernel) for kernel in WITHOUT_CONSTANTS + ATTENTION} == instances | {"merge"}
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("kernels", [WITHOUT_CONSTANTS, DEFAULT], ids=["without constants", "the default's attention"])
+def test_the_kernels_of_the_default_compile(program, tmp_path, capability, kernels):
+    code, words, cubins = compiled(program, tmp_path, capability, kernels)
+    assert code == 0, words
+    assert len(cubins) == len(kernels) and all(name_of(kernel).encode() in b"".join(c.read_bytes() for c in cubins) for kernel in kernels)
+
+
+@pytest.mark.parametrize("codebook", CODEBOOKS, ids=["uniform", "lloyd", "absmax", "asymmetric"])
+def test_every_width_and_codebook_compiles(program, tmp_path, codebook):
+    kernels = [kernel for kernel in ATTENTION if kernel[4] == codebook]
+    code, words, cubins = compiled(program, tmp_path, 90, kernels)
+    assert code == 0, words
+    assert len(cubins) == len(kernels)
+
+
+def test_a_refusal_names_the_kernel_and_has_the_compilers_words(program, tmp_path):
+    code, words, _ = compiled(program, tmp_path, 1, [(SIMD, 2, 4, 4, LLOYD)])
+    assert code == 1 and "int4kv: the CUDA kernel attend_simd_2 (K 4, V 4, lloyd) cannot be compiled for sm_1: NVRTC_ERROR_INVALID_OPTION" in words
+
+
+def test_a_kernel_is_compiled_once_for_all_processes(program, tmp_path):
+    """What is kept is what was compiled, and a file without content counts as none."""
+    first, second, cache = (tmp_path / name for name in ("first", "second", "cache"))
+    first.mkdir(), second.mkdir()
+    (fresh,) = compiled(program, first, 90, [(MERGE, 0, 0, 0, 0)], cache)[2]
+    (kept,) = cache.iterdir()
+    assert kept.read_bytes() == fresh.read_bytes()
+    kept.write_bytes(b"from the cache")
+    assert compiled(program, second, 90, [(MERGE, 0, 0, 0, 0)], cache)[2][0].read_bytes() == b"from the cache"
+    kept.write_bytes(b"")
+    assert compiled(program, second, 90, [(MERGE, 0, 0, 0, 0)], cache)[2][0].read_bytes() == fresh.read_bytes()
+    assert [path.name for path in cache.iterdir()] == [kept.name]
+
+
+def test_a_folder_that_cannot_be_written_is_as_good_as_none(program, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert compiled(program, tmp_path, 90, [(MERGE, 0, 0, 0, 0)], tmp_path / "file")[0] == 0
+
+
+def test_the_program_is_one_ascii_text_without_includes():
+    source = embed_cuda.source()
+    assert source.isascii() and "#include" not in source and source.startswith("// Metal's language and library in CUDA C++")
