@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_map_only
 import int4kv
 from int4kv import ops
 from int4kv.layer import Int4Layer
-from int4kv.side import K, V
 
 
 def stored_chunk(k, v, config):
@@ -36,17 +35,14 @@ def stored_chunk(k, v, config):
 
 def attend_arguments(q, chunk) -> tuple[list, dict]:
     """Those that int4kv's attention function gives to the op for a decode step without a mask."""
-    layer, recent = chunk.layer, chunk.recent
-    named = dict(k_rotation=layer.sides[K].rotation.read, v_rotation=layer.sides[V].rotation.read, codebook=layer.config.codebook)
-    if recent is not None:
-        named |= dict(k_recent=recent.tensors[K], v_recent=recent.tensors[V], recent_start=recent.start, recent_window=chunk.recent_window)
+    named = dict(chunk.options, recent_start=0 if chunk.recent is None else chunk.recent.start)
     return [q, *chunk.codes.tensors, chunk.start, chunk.end, q.shape[-1] ** -0.5], named
 
 
 def packed_bytes(chunk) -> int:
     """Codes and scales of all keys, and the exact rows that a query reads."""
     rows = sum(t[:, :, : chunk.end].nbytes for t in chunk.codes.tensors)
-    window = 0 if chunk.recent is None else min(chunk.recent_window, chunk.end)
+    window = min(chunk.options.get("recent_window", 0), chunk.end)
     return rows + sum(t[:, :, :window].nbytes for t in chunk.recent.tensors) if window else rows
 
 

@@ -21,7 +21,6 @@ from shapes import DEFAULT, parse_layout
 
 import int4kv
 from int4kv import ops
-from int4kv.side import K, V
 
 CALLS = 200
 SLOTS = 4096  # tokens that the buffers hold in the one-token case
@@ -35,12 +34,7 @@ def keys_values(layout, tokens: int, batch: int, device: str, dtype) -> tuple:
 
 def stored_arguments(chunk) -> tuple[list, dict]:
     """The buffers and options that the cache gives to quantize_kv beside k, v and the position."""
-    layer = chunk.layer
-    named = dict(k_centre=layer.centres[K], v_centre=layer.centres[V], k_rotation=layer.sides[K].rotation.write,
-                 v_rotation=layer.sides[V].rotation.write, codebook=layer.config.codebook)
-    if chunk.recent is not None:
-        named |= dict(k_recent=chunk.recent.tensors[K], v_recent=chunk.recent.tensors[V])
-    return chunk.codes.tensors, named
+    return chunk.codes.tensors, chunk.layer.next.write
 
 
 def one_token(layout, batch: int, dtype, config, clock, arguments) -> dict:

@@ -167,9 +167,8 @@ def test_the_packed_call_is_the_one_that_the_cache_makes(monkeypatch):
     monkeypatch.setattr(ops, "attend", lambda *args, **kwargs: seen.update(args=args, kwargs=kwargs))
     attend_chunk(q, chunk, None, q.shape[-1] ** -0.5)
     assert all(a is b for a, b in zip(seen["args"][:5], positional)) and list(seen["args"][5:]) == positional[5:] == [0, 200, 0.125]
-    defaults = dict(v_centre=None, mask=None, causal=True, window=0, softcap=0.0)
-    assert set(seen["kwargs"]) == set(named) | set(defaults)
-    assert all(value is (named | defaults)[name] or value == defaults[name] for name, value in seen["kwargs"].items())
+    assert set(seen["kwargs"]) == set(named) and all(value is named[name] for name, value in seen["kwargs"].items())
+    assert {"k_rotation", "v_rotation", "k_recent", "v_recent", "recent_start", "recent_window", "codebook"} <= set(named)
     monkeypatch.undo()
     (call,) = attend.packed_contender(q, chunk, timing.CpuClock())
     out, expected = call(), baselines.sdpa_gqa(q, k, v)
