@@ -16,8 +16,8 @@ struct Packing {
 struct Kernels {
   const char* name;  // avx512, avx2, neon or portable
 
-  // A row of head_dim numbers, `stride` bytes from one to the next, to float32 minus the centre, and from float32 plus the centre, to nearest
-  // even; a NaN becomes 0x7e00 in fp16, 0x7fc0 in bf16. centre: [head_dim], or null.
+  // A row of head_dim numbers, `stride` bytes from one to the next, to float32 minus the centre, and from float32 plus the centre,
+  // to nearest even; a NaN becomes 0x7e00 in fp16, 0x7fc0 in bf16. centre: [head_dim], or null.
   void (*load_row)(const char* from, int64_t stride, Number type, int64_t head_dim, const float* centre, float* row);
   void (*store_row)(const float* row, const float* centre, int64_t head_dim, Number type, int64_t stride, char* to);
 

@@ -3,6 +3,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "kernels.h"
 #include "rotation.h"
 #include "rows.h"
@@ -27,6 +29,20 @@ struct Centre {
     return rows.defined() ? rows.const_data_ptr<float>() + ((batches > 1 ? b * heads : 0) + h) * head_dim : nullptr;
   }
 };
+
+// of(b, h, t) for the rows begin .. end of [batch, heads, tokens]: divisions once, not for every row.
+template <typename Of>
+void for_rows(int64_t begin, int64_t end, int64_t heads, int64_t tokens, Of of) {
+  int64_t t = begin % tokens, h = begin / tokens % heads, b = begin / tokens / heads;
+  for (int64_t i = begin; i < end; ++i) {
+    of(b, h, t);
+    if (++t < tokens) continue;
+    t = 0;
+    if (++h < heads) continue;
+    h = 0;
+    ++b;
+  }
+}
 
 // Everything one tensor's rows need on their way into the cache.
 struct Writer {
@@ -55,8 +71,11 @@ struct Writer {
     return batch * heads * tokens;
   }
 
-  void write(int64_t index) const {
-    const int64_t t = index % tokens, h = index / tokens % heads, b = index / tokens / heads;
+  void write(int64_t begin, int64_t end) const {
+    for_rows(begin, end, heads, tokens, [this](int64_t b, int64_t h, int64_t t) { write_row(b, h, t); });
+  }
+
+  void write_row(int64_t b, int64_t h, int64_t t) const {
     alignas(64) float row[INT4KV_MAX_HEAD_DIM];
     load_row(x, b, h, t, packing.head_dim, row, centre.of(b, h));
     rotation.apply(row, h, packing.head_dim);
@@ -79,7 +98,7 @@ void quantize(
   check_quantize("x", x, {codes, scales, recent}, position, centre, rotation, codebook);
   const Writer writer(x, {codes, scales, recent}, position, centre, rotation, codebook);
   at::parallel_for(0, writer.rows(x.size(0)), kRowsPerThread, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) writer.write(i);
+    writer.write(begin, end);
   });
 }
 
@@ -94,7 +113,8 @@ void quantize_kv(
   const Writer v_writer(v, {v_codes, v_scales, v_recent}, position, v_centre, v_rotation, codebook);
   const int64_t k_rows = k_writer.rows(k.size(0)), v_rows = v_writer.rows(v.size(0));
   at::parallel_for(0, k_rows + v_rows, kRowsPerThread, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) i < k_rows ? k_writer.write(i) : v_writer.write(i - k_rows);
+    if (begin < k_rows) k_writer.write(begin, std::min(end, k_rows));
+    if (end > k_rows) v_writer.write(std::max(begin, k_rows) - k_rows, end - k_rows);
   });
 }
 
@@ -110,12 +130,11 @@ at::Tensor dequantize(
   const Rows rows(out);
   at::parallel_for(0, batch * heads * tokens, kRowsPerThread, [&](int64_t begin, int64_t stop) {
     alignas(64) float row[INT4KV_MAX_HEAD_DIM];
-    for (int64_t i = begin; i < stop; ++i) {
-      const int64_t t = i % tokens, h = i / tokens % heads, b = i / tokens / heads;
+    for_rows(begin, stop, heads, tokens, [&](int64_t b, int64_t h, int64_t t) {
       source.decode(b, h, start + t, 1, head_dim, row);
       back.invert(row, h, head_dim);
       store_row(rows, b, h, t, head_dim, row, centres.of(b, h));
-    }
+    });
   });
   return out;
 }

@@ -1,11 +1,12 @@
 // Codes of the Lloyd-Max levels: ../../format.h. Everything is done on y = |x| / unit, since a level has its value's sign.
 //
-// Levels are integers, so the borders between them are halves of integers and floor(2 y / f) alone decides: a byte, as no border lies beyond
-// 127.5. A quad is four vectors of kLanes such integers as one vector of bytes (gather_bytes): borders are compared and levels looked up for
-// 4 kLanes channels at once. n is filled up to whole quads with zeros, whose level is taken off the sum of squares.
+// Levels are integers, so the borders between them are halves of integers and floor(2 y / f) alone decides: a byte, as no border lies
+// beyond 127.5. A quad is four vectors of kLanes such integers as one vector of bytes (gather_bytes): borders are compared and levels
+// looked up for 4 kLanes channels at once. n is filled up to whole quads with zeros, whose level is taken off the sum of squares.
 typedef int8_t Quad __attribute__((vector_size(4 * kLanes)));
 
-// Integers are compared as signed bytes, 128 less. Where no two borders share 16 integers, x / 16 finds the one border that x may lie beyond.
+// Integers are compared as signed bytes, 128 less. Where no two borders share 16 integers, x / 16 finds the one border that x may lie
+// beyond.
 template <int kBits>
 struct Lloyd {
   static constexpr int kCount = 1 << (kBits - 1);  // of levels above zero

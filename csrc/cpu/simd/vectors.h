@@ -8,7 +8,7 @@
 //   fma(a, b, c)              a * b + c, rounded once where the processor can
 //   halves_to_floats(x)       kLanes fp16 numbers
 //   store_halves(to, x)       as fp16, to nearest even; of a NaN only that it is one
-//   load_shorts(x)            kLanes unsigned 16-bit integers; load_bytes(x) of 8 bits; store_shorts(to, x), store_bytes(to, x) of integers that fit
+//   load_shorts(x)            kLanes unsigned 16-bit integers; load_bytes(x): 8-bit ones; store_shorts(to, x), store_bytes(to, x)
 //   gather_bytes(a, b, c, d)  0 .. 2^15 - 1, those beyond 255 as 255, as one vector of bytes in an order of the set's own
 //   scatter_bytes(x, out)     the four vectors again; store_gathered(to, x) their bytes, a's first
 //   dot4(sum, a, b)           sum + the products of the four bytes of each lane, all under 128
