@@ -1,3 +1,4 @@
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -42,10 +43,11 @@ const Kernels* named(const std::string& name) {
   throw std::invalid_argument("int4kv: the CPU kernels are '" + name + "'; accepted on this processor are " + accepted);
 }
 
-const Kernels*& chosen() {
-  static const char* wanted = std::getenv("INT4KV_CPU");
-  static const Kernels* set = wanted && *wanted ? named(wanted) : available_kernels()[0];
-  return set;
+std::atomic<const Kernels*> in_use{nullptr};
+
+const Kernels* choose() {
+  const char* wanted = std::getenv("INT4KV_CPU");
+  return wanted && *wanted ? named(wanted) : available_kernels()[0];
 }
 
 } // namespace
@@ -56,11 +58,13 @@ const Kernels* const* available_kernels() {
 }
 
 const Kernels& kernels() {
-  return *chosen();
+  const Kernels* set = in_use.load(std::memory_order_relaxed);
+  if (!set) in_use.store(set = choose(), std::memory_order_relaxed);
+  return *set;
 }
 
 void use_kernels(const char* name) {
-  chosen() = named(name);
+  in_use.store(named(name), std::memory_order_relaxed);
 }
 
 } // namespace int4kv
