@@ -291,7 +291,7 @@ inline void add_codes(
   }
 }
 
-// Channel c of the lane's eighth, in the order of its words' nibbles.
+// Channel c of the lane's eighth, in the order of its words' nibbles: the even ones of a word follow each other, so do the odd ones.
 template <int D>
 inline uint value_channel(Place at, uint c) {
   return channel_of(at.column_ * (D / 64) + c / 8, c % kPairs, c / kPairs % 2);
@@ -302,16 +302,12 @@ template <int D>
 inline void score_plain(
     const Source& source, int tile, int last, const Queries<D>&, Place at, const threadgroup float* rows, float* score) {
   const uchar* row = source.row(min(tile + int(at.column_), last - 1));
-  float sum[INT4KV_COLUMNS] = {};
-#pragma unroll 8
-  for (uint c = 0; c < D / 4; c++) {
-    uint channel = at.quarter * (D / 4) + c;
-    float x = source.channel(row, channel);
-#pragma unroll
-    for (uint n = 0; n < INT4KV_COLUMNS; n++) sum[n] = fma(rows[row_index(row_layout<D>(), n, channel)], x, sum[n]);
-  }
+  float x[D / 4], sum[INT4KV_COLUMNS] = {};
+  source.channels<D / 4>(row, at.quarter * (D / 4), x);
 #pragma unroll
   for (uint n = 0; n < INT4KV_COLUMNS; n++) {
+#pragma unroll
+    for (uint c = 0; c < D / 4; c++) sum[n] = fma(rows[row_index(row_layout<D>(), n, at.quarter * (D / 4) + c)], x[c], sum[n]);
     sum[n] = column_sum(sum[n]);
     for (int i = 0; i < kTokensPerBlock; i++) {
       float found = simd_shuffle(sum[n], ushort(4 * (2 * at.quarter + i)));
@@ -320,21 +316,29 @@ inline void score_plain(
   }
 }
 
-// Sums that have no unit yet, or no codes at all, count in ones.
+// O^T gets the tokens of a block one after the other; a weight comes from the lane that has its score.
 template <int D>
-inline void add_plain(
-    const Source& source, int tile, int last, const float* weight, Place at, float*, Sums<D>& sums) {
+inline void add_plain(const Source& source, int tile, int last, const float* weight, Place at, float*, Sums<D>& sums) {
+  for (int t = 0; t < 8; t += 2) {
+    float x[2][D / 8], factor[2][2];
 #pragma unroll
-  for (int t = 0; t < 8; t++) {
-    const uchar* row = source.row(min(tile + t, last - 1));
-    float factor[2];
-    for (int e = 0; e < 2; e++) factor[e] = simd_shuffle(weight[t % 2], ushort(4 * (2 * at.quarter + e) + t / 2)) * sums.inverse;
+    for (int i = 0; i < 2; i++) {
+      const uchar* row = source.row(min(tile + t + i, last - 1));
 #pragma unroll
-    for (uint c = 0; c < D / 8; c++) {
-      float x = source.channel(row, value_channel<D>(at, c));
-      for (int e = 0; e < 2; e++) {
-        float& o = sums.o[c / 2][2 * (c % 2) + e];
-        if (factor[e] != 0.0f) o = fma(factor[e], x, o);  // what is not seen may be NaN
+      for (uint word = 0; word < D / 64; word++) {
+        source.channels<4>(row, value_channel<D>(at, 8 * word), x[i] + 8 * word);
+        source.channels<4>(row, value_channel<D>(at, 8 * word + 1), x[i] + 8 * word + 4);
+      }
+      for (int e = 0; e < 2; e++) factor[i][e] = simd_shuffle(weight[i], ushort(4 * (2 * at.quarter + e) + t / 2)) * sums.inverse;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+#pragma unroll
+      for (uint c = 0; c < D / 8; c++) {
+        for (int e = 0; e < 2; e++) {
+          float& o = sums.o[c / 2][2 * (c % 2) + e];
+          if (factor[i][e] != 0.0f) o = fma(factor[i][e], x[i][c / 8 * 8 + c % 2 * 4 + c % 8 / 2], o);  // what is not seen may be NaN
+        }
       }
     }
   }

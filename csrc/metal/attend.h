@@ -90,10 +90,9 @@ inline uint row_index(RowLayout layout, uint row, uint channel) {
 // The `count` query rows of a block, rotated and scaled. Simdgroups take rows in turn.
 inline void load_queries(
     constant Int4kvAttend& p, const device void* q, const device float* rotation, uint batch, uint kv_head, uint block, uint count,
-    uint simdgroup, uint lane, RowLayout layout, threadgroup float* rows) {
+    uint units, uint simdgroup, uint lane, RowLayout layout, threadgroup float* rows) {
   for (uint n = simdgroup; n < count; n += INT4KV_SIMDGROUPS) {
     QueryRow row = query_row(p, kv_head, block * count + n);
-    uint units = p.head_dim / INT4KV_UNIT;
     float x[kMaxUnits] = {};
     load_row(q, p.q, row_offset(p.q, batch, row.head, row.query), units, lane, x);
     rotate(x, p.k_rotation, rotation, kv_head, units, lane);
@@ -132,8 +131,8 @@ struct Output {
 
 // A row of all its tokens: divided by their sum, rotated back, the values' centre added, written.
 inline void write_output(
-    constant Int4kvAttend& p, thread float* x, float sum, uint batch, uint kv_head, QueryRow row, uint lane, thread const Output& output) {
-  uint units = p.head_dim / INT4KV_UNIT;
+    constant Int4kvAttend& p, thread float* x, float sum, uint batch, uint kv_head, QueryRow row, uint units, uint lane,
+    thread const Output& output) {
   float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
   for (uint u = 0; u < kMaxUnits; u++) x[u] *= inverse;
   unrotate(x, p.v_rotation, output.rotation, kv_head, units, lane);
@@ -147,13 +146,12 @@ inline void write_output(
 
 // One row in registers goes out: as the output when there is one split, else as a partial sum that merge joins.
 inline void write_row(
-    constant Int4kvAttend& p, thread float* x, float maximum, float sum, uint batch, uint kv_head, QueryRow row, uint split, uint lane,
-    thread const Output& output) {
-  if (p.splits == 1) return write_output(p, x, sum, batch, kv_head, row, lane, output);
-  uint units = p.head_dim / INT4KV_UNIT;
+    constant Int4kvAttend& p, thread float* x, float maximum, float sum, uint batch, uint kv_head, QueryRow row, uint split, uint units,
+    uint lane, thread const Output& output) {
+  if (p.splits == 1) return write_output(p, x, sum, batch, kv_head, row, units, lane, output);
   long slot = (long(batch * p.heads + row.head) * p.queries + row.query) * p.splits + split;
   for (uint u = 0; u < kMaxUnits; u++) {
-    if (u < units) output.partial[slot * p.head_dim + INT4KV_UNIT * u + lane] = x[u];
+    if (u < units) output.partial[slot * long(INT4KV_UNIT * units) + INT4KV_UNIT * u + lane] = x[u];
   }
   if (lane == 0) output.statistics[slot] = float2(maximum, sum);
 }
@@ -161,15 +159,15 @@ inline void write_row(
 // The live rows of a block that lie in threadgroup memory.
 inline void write_rows(
     constant Int4kvAttend& p, const threadgroup float* rows, thread const Statistics& found, uint batch, uint kv_head, uint block,
-    uint split, uint simdgroup, uint lane, RowLayout layout, thread const Output& output) {
+    uint split, uint units, uint simdgroup, uint lane, RowLayout layout, thread const Output& output) {
   for (uint n = simdgroup; n < found.count; n += INT4KV_SIMDGROUPS) {
     QueryRow row = query_row(p, kv_head, block * found.count + n);
     if (!row.live) continue;
     float x[kMaxUnits] = {}, maximum = found.maximum(n);
     for (uint u = 0; u < kMaxUnits; u++) {
-      if (u < p.head_dim / INT4KV_UNIT) x[u] = rows[row_index(layout, n, INT4KV_UNIT * u + lane)];
+      if (u < units) x[u] = rows[row_index(layout, n, INT4KV_UNIT * u + lane)];
     }
-    write_row(p, x, maximum, found.sum(n, maximum), batch, kv_head, row, split, lane, output);
+    write_row(p, x, maximum, found.sum(n, maximum), batch, kv_head, row, split, units, lane, output);
   }
 }
 

@@ -187,7 +187,7 @@ template <int D, int B>
   INT4KV_THREADGROUP(float, maxima, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
   INT4KV_THREADGROUP(float, total, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
   uint split = group.x, kv_head = group.y / p.blocks, block = group.y % p.blocks, batch = group.z;
-  load_queries(p, q, k_rotation, batch, kv_head, block, INT4KV_COLUMNS, simdgroup, lane, row_layout<D>(), rows);
+  load_queries(p, q, k_rotation, batch, kv_head, block, INT4KV_COLUMNS, D / INT4KV_UNIT, simdgroup, lane, row_layout<D>(), rows);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   Task task = {mask, place_of(lane), scratch + simdgroup * (scratch_size<D>() / INT4KV_SIMDGROUPS)};
   Queries<D> queries = lay_out_queries<D>(rows, scratch, simdgroup, task.at);
@@ -236,7 +236,7 @@ template <int D, int B>
   Statistics found = {maxima, total, INT4KV_COLUMNS};
   join_in_turns<D>(columns, sums, found, simdgroup, task.at, rows);
   Output output = {v_rotation, v_centre, out, partial, statistics};
-  write_rows(p, rows, found, batch, kv_head, block, split, simdgroup, lane, row_layout<D>(), output);
+  write_rows(p, rows, found, batch, kv_head, block, split, D / INT4KV_UNIT, simdgroup, lane, row_layout<D>(), output);
 }
 
 INT4KV_ENTRY(attend_matrix_64, INT4KV_SIMDGROUPS, attend_matrix<64, 4>)

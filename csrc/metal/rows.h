@@ -46,10 +46,20 @@ inline uint slot_of(uint first_slot, uint token, uint capacity) {
   return slot < capacity ? slot : slot - capacity;
 }
 
-inline void load_row(const device void* data, constant Int4kvRows& rows, long offset, uint units, uint lane, thread float* x) {
+// The type is asked for once a row, so that all of its loads are on their way together.
+template <typename T>
+inline void load_row_of(const device T* from, long step, uint units, thread float* x) {
+#pragma unroll
   for (uint u = 0; u < kMaxUnits; u++) {
-    if (u < units) x[u] = load(data, rows.type, offset + long(INT4KV_UNIT * u + lane) * rows.channel);
+    if (u < units) x[u] = float(from[long(INT4KV_UNIT * u) * step]);
   }
+}
+
+inline void load_row(const device void* data, constant Int4kvRows& rows, long offset, uint units, uint lane, thread float* x) {
+  long first = offset + long(lane) * rows.channel;
+  if (rows.type == INT4KV_FLOAT32) load_row_of((const device float*)data + first, rows.channel, units, x);
+  else if (rows.type == INT4KV_FLOAT16) load_row_of((const device half*)data + first, rows.channel, units, x);
+  else load_row_of((const device bfloat*)data + first, rows.channel, units, x);
 }
 
 inline void store_row(device void* data, constant Int4kvRows& rows, long offset, uint units, uint lane, const thread float* x) {
