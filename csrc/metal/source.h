@@ -22,9 +22,10 @@ struct Source {
   uint slot(int token) const {
     return slot_of(first_slot, uint(token - origin), capacity);
   }
-  // Whether `count` aligned rows from `token` on lie one after the other.
+  // Whether `count` aligned rows from `token` on lie one after the other, from a multiple of their number on: beyond the end of a ring
+  // tiles may begin at other slots.
   bool is_together(int token, uint count) const {
-    return aligned && slot(token) + count <= capacity;
+    return aligned && slot(token) % count == 0 && slot(token) + count <= capacity;
   }
   const device uchar* row(int token) const {
     return codes + long(slot(token)) * token_bytes;
