@@ -154,6 +154,19 @@ inline void load_values(const Source& source, int tile, int last, bool together,
   }
 }
 
+// Asks for a tile's rows and scales ahead of load_keys and load_values: registers hold one tile, memory is further away than that.
+template <int D, int B>
+inline void request_tile(const Source& source, int tile, Place at) {
+  if (!source.is_together(tile, 8 * B)) return;
+  const uint lines = (8 * B * D * source.coding.bits / 8 + 127) / 128;
+  const uchar* first = source.codes + ulong(source.slot(tile)) * (D * source.coding.bits / 8);
+#pragma unroll
+  for (uint i = 0; i < lines; i += INT4KV_SIMD) {
+    if (i + at.lane < lines) asm volatile("prefetch.global.L2 [%0];" : : "l"(first + 128 * (i + at.lane)));
+  }
+  if (at.lane == 0) asm volatile("prefetch.global.L2 [%0];" : : "l"(source.scales + source.slot(tile)));
+}
+
 template <int D, int B>
 inline void load_scales(const Source& source, int tile, int last, bool together, Place at, half* scales) {
   int token = tile + at.token(B);
@@ -302,12 +315,19 @@ template <int D>
 inline void score_plain(
     const Source& source, int tile, int last, const Queries<D>&, Place at, const threadgroup float* rows, float* score) {
   const uchar* row = source.row(min(tile + int(at.column_), last - 1));
-  float x[D / 4], sum[INT4KV_COLUMNS] = {};
-  source.channels<D / 4>(row, at.quarter * (D / 4), x);
+  float sum[INT4KV_COLUMNS] = {};
+#pragma unroll 1
+  for (uint first = at.quarter * (D / 4); first < (at.quarter + 1) * (D / 4); first += 16) {
+    float x[16];
+    source.channels<16>(row, first, x);
+#pragma unroll
+    for (uint c = 0; c < 16; c++) {
+#pragma unroll
+      for (uint n = 0; n < INT4KV_COLUMNS; n++) sum[n] = fma(rows[row_index(row_layout<D>(), n, first + c)], x[c], sum[n]);
+    }
+  }
 #pragma unroll
   for (uint n = 0; n < INT4KV_COLUMNS; n++) {
-#pragma unroll
-    for (uint c = 0; c < D / 4; c++) sum[n] = fma(rows[row_index(row_layout<D>(), n, at.quarter * (D / 4) + c)], x[c], sum[n]);
     sum[n] = column_sum(sum[n]);
     for (int i = 0; i < kTokensPerBlock; i++) {
       float found = simd_shuffle(sum[n], ushort(4 * (2 * at.quarter + i)));
@@ -319,6 +339,7 @@ inline void score_plain(
 // O^T gets the tokens of a block one after the other; a weight comes from the lane that has its score.
 template <int D>
 inline void add_plain(const Source& source, int tile, int last, const float* weight, Place at, float*, Sums<D>& sums) {
+#pragma unroll 1
   for (int t = 0; t < 8; t += 2) {
     float x[2][D / 8], factor[2][2];
 #pragma unroll

@@ -123,6 +123,7 @@ inline void read_codes(
   KeyWords<D, B> k_words;
   bool together = k.is_together(pass.first, 8 * B) && v.is_together(pass.first, 8 * B);
   if (pass.first < pass.last) load_keys<D, B>(k, pass.first, pass.last, together, task.at, k_words);
+  request_tile<D, B>(v, pass.first + pass.stride, task.at);
   for (int tile = pass.first; tile < pass.last; tile += pass.stride) {
     bool whole = simd_all(together && tile >= pass.inner && tile + 8 * B <= pass.inner_end);
     ValueWords<D, B> v_words;
@@ -134,6 +135,8 @@ inline void read_codes(
     score_codes<D, B>(k_words, k.coding, queries, task.at, score);
     together = k.is_together(tile + pass.stride, 8 * B) && v.is_together(tile + pass.stride, 8 * B);
     load_keys<D, B>(k, tile + pass.stride, pass.last, together, task.at, k_words);
+    request_tile<D, B>(k, tile + 2 * pass.stride, task.at);
+    request_tile<D, B>(v, tile + 2 * pass.stride, task.at);
     softmax_tile<D, N>(p, score, k_scale, v_scale, tile + task.at.token(B), whole, task, columns, sums);
     add_codes<D, B>(v_words, v.coding, score, v_scale, task.at, task.scratch, sums);
   }

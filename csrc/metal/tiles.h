@@ -115,6 +115,10 @@ inline void load_values(thread const Source& source, int tile, int last, bool to
   load_words_of<D, B>(source, tile, last, together, at, words);
 }
 
+// Asks for a tile ahead of its loads, where there is a way to.
+template <int D, int B>
+inline void request_tile(thread const Source&, int, Place) {}
+
 template <int D, int B>
 inline void load_scales(thread const Source& source, int tile, int last, bool together, Place at, thread half* scales) {
   int token = tile + at.token(B);
