@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from devices import DEVICE, on_cpu, on_device
+from devices import DEVICE, TOLERANCE, on_cpu, on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_format import BITS, CODEBOOKS, buffers
@@ -12,9 +12,7 @@ from test_format import BITS, CODEBOOKS, buffers
 from int4kv import ops, reference
 from int4kv.rotation import hadamard_signs
 
-# Relative to the largest output, the same on every device: scores are fp32 everywhere.
 # fp32: scores up to 60 rounded at 2^-24, before the exponential. fp16, bf16: one rounding of the output.
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 class Stored:
