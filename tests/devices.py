@@ -9,7 +9,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 DEVICE = torch.device(os.environ.get("INT4KV_DEVICE", "cpu"))
-# Error of attention, relative to the largest output, by the dtype of q: scores and sums in fp32, then one rounding of the output.
+# Error of attention, relative to the largest output, by the dtype of q: scores (up to 60) and sums in fp32, then one rounding of the output.
 # CUDA's matrix units take the weights of the values as fp16: 2^-11 each.
 TOLERANCE = {torch.float32: 1e-3 if DEVICE.type == "cuda" else 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 

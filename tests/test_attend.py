@@ -12,8 +12,6 @@ from test_format import BITS, CODEBOOKS, buffers
 from int4kv import ops, reference
 from int4kv.rotation import hadamard_signs
 
-# fp32: scores up to 60 rounded at 2^-24, before the exponential. fp16, bf16: one rounding of the output.
-
 
 class Stored:
     """Random keys and values behind quantize_kv, tokens first .. end of a ring of the given capacity."""
