@@ -316,12 +316,13 @@ inline void score_plain(
     const Source& source, int tile, int last, const Queries<D>&, Place at, const threadgroup float* rows, float* score) {
   const uchar* row = source.row(min(tile + int(at.column_), last - 1));
   float sum[INT4KV_COLUMNS] = {};
+  constexpr uint kAtOnce = D < 128 ? 16 : 32;
 #pragma unroll 1
-  for (uint first = at.quarter * (D / 4); first < (at.quarter + 1) * (D / 4); first += 16) {
-    float x[16];
-    source.channels<16>(row, first, x);
+  for (uint first = at.quarter * (D / 4); first < (at.quarter + 1) * (D / 4); first += kAtOnce) {
+    float x[kAtOnce];
+    source.channels<kAtOnce>(row, first, x);
 #pragma unroll
-    for (uint c = 0; c < 16; c++) {
+    for (uint c = 0; c < kAtOnce; c++) {
 #pragma unroll
       for (uint n = 0; n < INT4KV_COLUMNS; n++) sum[n] = fma(rows[row_index(row_layout<D>(), n, first + c)], x[c], sum[n]);
     }
@@ -339,21 +340,22 @@ inline void score_plain(
 // O^T gets the tokens of a block one after the other; a weight comes from the lane that has its score.
 template <int D>
 inline void add_plain(const Source& source, int tile, int last, const float* weight, Place at, float*, Sums<D>& sums) {
+  constexpr int kAtOnce = D > 128 ? 2 : 4;
 #pragma unroll 1
-  for (int t = 0; t < 8; t += 2) {
-    float x[2][D / 8], factor[2][2];
+  for (int t = 0; t < 8; t += kAtOnce) {
+    float x[kAtOnce][D / 8], factor[kAtOnce][2];
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < kAtOnce; i++) {
       const uchar* row = source.row(min(tile + t + i, last - 1));
 #pragma unroll
       for (uint word = 0; word < D / 64; word++) {
         source.channels<4>(row, value_channel<D>(at, 8 * word), x[i] + 8 * word);
         source.channels<4>(row, value_channel<D>(at, 8 * word + 1), x[i] + 8 * word + 4);
       }
-      for (int e = 0; e < 2; e++) factor[i][e] = simd_shuffle(weight[i], ushort(4 * (2 * at.quarter + e) + t / 2)) * sums.inverse;
+      for (int e = 0; e < 2; e++) factor[i][e] = simd_shuffle(weight[i % 2], ushort(4 * (2 * at.quarter + e) + (t + i) / 2)) * sums.inverse;
     }
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < kAtOnce; i++) {
 #pragma unroll
       for (uint c = 0; c < D / 8; c++) {
         for (int e = 0; e < 2; e++) {

@@ -60,12 +60,17 @@ inline int tile_start(constant Int4kvStored& stored, int token, int tile) {
   return token - int((stored.first_slot + uint(token)) % uint(tile));
 }
 
+// Plain rows take longer: where shares are small, the newest tokens are one of their own.
+constant constexpr int kSmallShare = 1024;
+
 inline Share share_of(constant Int4kvAttend& p, Span first, Span last, uint split, int tile) {
-  int start = tile_start(p.k, first.lo, tile), tiles = (last.hi - start + tile - 1) / tile;
-  int size = (tiles + int(p.splits) - 1) / int(p.splits) * tile;
+  int start = tile_start(p.k, first.lo, tile), splits = int(p.splits);
+  bool apart = splits > 2 && first.exact < last.hi && first.exact > first.coded && first.exact - start <= (splits - 1) * kSmallShare;
+  int end = apart ? first.exact : last.hi, shares = apart ? splits - 1 : splits;
+  int size = ((end - start + tile - 1) / tile + shares - 1) / shares * tile;
   Share share;
-  share.from = min(start + int(split) * size, last.hi);
-  share.to = min(share.from + size, last.hi);
+  share.from = min(start + int(split) * size, end);
+  share.to = apart && int(split) == shares ? last.hi : min(share.from + size, end);
   return share;
 }
 
@@ -87,17 +92,26 @@ inline uint row_index(RowLayout layout, uint row, uint channel) {
   return row * layout.stride + channel + channel / layout.chunk;
 }
 
-// The `count` query rows of a block, rotated and scaled. Simdgroups take rows in turn.
+// The `count` query rows of a block, rotated and scaled. Simdgroups take rows in turn, R at most.
+template <int R>
 inline void load_queries(
     constant Int4kvAttend& p, const device void* q, const device float* rotation, uint batch, uint kv_head, uint block, uint count,
     uint units, uint simdgroup, uint lane, RowLayout layout, threadgroup float* rows) {
-  for (uint n = simdgroup; n < count; n += INT4KV_SIMDGROUPS) {
-    QueryRow row = query_row(p, kv_head, block * count + n);
-    float x[kMaxUnits] = {};
-    load_row(q, p.q, row_offset(p.q, batch, row.head, row.query), units, lane, x);
-    rotate(x, p.k_rotation, rotation, kv_head, units, lane);
+  float x[R * kMaxUnits] = {};
+  long offsets[R];
+  bool live[R];
+  for (uint r = 0; r < R; r++) {
+    QueryRow row = query_row(p, kv_head, block * count + simdgroup + r * INT4KV_SIMDGROUPS);
+    offsets[r] = row_offset(p.q, batch, row.head, row.query);
+    live[r] = row.live;
+  }
+  load_rows<R>(q, p.q, offsets, units, lane, x);
+#pragma unroll
+  for (uint r = 0; r < R; r++) {
+    uint n = simdgroup + r * INT4KV_SIMDGROUPS;
+    rotate(x + r * kMaxUnits, p.k_rotation, rotation, kv_head, units, lane);
     for (uint u = 0; u < kMaxUnits; u++) {
-      if (u < units) rows[row_index(layout, n, INT4KV_UNIT * u + lane)] = row.live ? x[u] * p.scale : 0.0f;
+      if (u < units && n < count) rows[row_index(layout, n, INT4KV_UNIT * u + lane)] = live[r] ? x[r * kMaxUnits + u] * p.scale : 0.0f;
     }
   }
 }

@@ -121,7 +121,7 @@ inline void read_codes(
     thread const Queries<D>& queries, thread Columns& columns, thread Sums<D>& sums) {
   constexpr int N = B * kTokensPerBlock;
   KeyWords<D, B> k_words;
-  bool together = k.is_together(pass.first, 8 * B) && v.is_together(pass.first, 8 * B);
+  bool together = simd_all(k.is_together(pass.first, 8 * B) && v.is_together(pass.first, 8 * B));
   if (pass.first < pass.last) load_keys<D, B>(k, pass.first, pass.last, together, task.at, k_words);
   request_tile<D, B>(v, pass.first + pass.stride, task.at);
   for (int tile = pass.first; tile < pass.last; tile += pass.stride) {
@@ -131,9 +131,9 @@ inline void read_codes(
     float score[kLaneColumns * N];
     load_values<D, B>(v, tile, pass.last, together, task.at, v_words);
     load_scales<D, B>(k, tile, pass.last, together, task.at, k_scale);
-    load_scales<D, B>(v, tile, pass.last, together, task.at, v_scale);
     score_codes<D, B>(k_words, k.coding, queries, task.at, score);
-    together = k.is_together(tile + pass.stride, 8 * B) && v.is_together(tile + pass.stride, 8 * B);
+    load_scales<D, B>(v, tile, pass.last, together, task.at, v_scale);
+    together = simd_all(k.is_together(tile + pass.stride, 8 * B) && v.is_together(tile + pass.stride, 8 * B));
     load_keys<D, B>(k, tile + pass.stride, pass.last, together, task.at, k_words);
     request_tile<D, B>(k, tile + 2 * pass.stride, task.at);
     request_tile<D, B>(v, tile + 2 * pass.stride, task.at);
@@ -190,13 +190,26 @@ template <int D, int B>
   INT4KV_THREADGROUP(float, maxima, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
   INT4KV_THREADGROUP(float, total, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
   uint split = group.x, kv_head = group.y / p.blocks, block = group.y % p.blocks, batch = group.z;
-  load_queries(p, q, k_rotation, batch, kv_head, block, INT4KV_COLUMNS, D / INT4KV_UNIT, simdgroup, lane, row_layout<D>(), rows);
-  threadgroup_barrier(mem_flags::mem_threadgroup);
   Task task = {mask, place_of(lane), scratch + simdgroup * (scratch_size<D>() / INT4KV_SIMDGROUPS)};
-  Queries<D> queries = lay_out_queries<D>(rows, scratch, simdgroup, task.at);
-
   Span first = span_of(p, query_row(p, kv_head, block * INT4KV_COLUMNS).query);
   Span last = span_of(p, query_row(p, kv_head, block * INT4KV_COLUMNS + INT4KV_COLUMNS - 1).query), mine[kLaneColumns];
+  Share share = share_of(p, first, last, split, 8 * B);
+  Pass pass;
+  pass.last = min(last.exact, share.to);
+  pass.first = share.from < pass.last ? tile_start(p.k, max(first.coded, share.from), 8 * B) + int(simdgroup) * 8 * B : pass.last;
+  pass.stride = int(INT4KV_SIMDGROUPS) * 8 * B;
+  pass.inner = p.has_mask ? pass.last : max(last.coded, share.from);
+  pass.inner_end = min(first.exact, share.to);
+  Source k = source_of(p.k, coding_of(k_bits, codebook, lane), k_codes, k_scales, batch, kv_head, 0);
+  Source v = source_of(p.v, coding_of(v_bits, codebook, lane), v_codes, v_scales, batch, kv_head, 0);
+  request_tile<D, B>(k, pass.first, task.at);
+  request_tile<D, B>(v, pass.first, task.at);
+
+  load_queries<INT4KV_COLUMNS / INT4KV_SIMDGROUPS>(
+      p, q, k_rotation, batch, kv_head, block, INT4KV_COLUMNS, D / INT4KV_UNIT, simdgroup, lane, row_layout<D>(), rows);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  Queries<D> queries = lay_out_queries<D>(rows, scratch, simdgroup, task.at);
+
   Columns columns;
   for (int e = 0; e < kLaneColumns; e++) {
     QueryRow row = query_row(p, kv_head, block * INT4KV_COLUMNS + task.at.column(e));
@@ -208,19 +221,10 @@ template <int D, int B>
   Sums<D> sums;
   clear(sums);
 
-  Share share = share_of(p, first, last, split, 8 * B);
-  Pass pass;
-  pass.first = tile_start(p.k, max(first.coded, share.from), 8 * B) + int(simdgroup) * 8 * B;
-  pass.last = min(last.exact, share.to);
-  pass.stride = int(INT4KV_SIMDGROUPS) * 8 * B;
-  pass.inner = p.has_mask ? pass.last : max(last.coded, share.from);
-  pass.inner_end = min(first.exact, share.to);
   for (int e = 0; e < kLaneColumns; e++) {
     columns.from[e] = max(mine[e].coded, share.from);
     columns.to[e] = min(mine[e].exact, share.to);
   }
-  Source k = source_of(p.k, coding_of(k_bits, codebook, lane), k_codes, k_scales, batch, kv_head, 0);
-  Source v = source_of(p.v, coding_of(v_bits, codebook, lane), v_codes, v_scales, batch, kv_head, 0);
   read_codes<D, B>(p, k, v, pass, task, queries, columns, sums);
 
   pass.stride = int(INT4KV_SIMDGROUPS) * 8;

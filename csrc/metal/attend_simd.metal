@@ -209,7 +209,7 @@ template <int H>
   INT4KV_THREADGROUP(float, maxima, INT4KV_SIMDGROUPS * H);
   INT4KV_THREADGROUP(float, sums, INT4KV_SIMDGROUPS * H);
   uint split = group.x, kv_head = group.y / p.blocks, block = group.y % p.blocks, batch = group.z;
-  load_queries(p, q, k_rotation, batch, kv_head, block, H, p.head_dim / INT4KV_UNIT, simdgroup, thread_index, row_layout(), rows);
+  load_queries<1>(p, q, k_rotation, batch, kv_head, block, H, p.head_dim / INT4KV_UNIT, simdgroup, thread_index, row_layout(), rows);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   Lane lane = lane_of(thread_index, p.head_dim);

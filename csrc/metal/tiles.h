@@ -186,12 +186,12 @@ inline void rescale(thread Sums<D>& sums, thread const float* by, thread const h
 }
 
 template <int B>
-inline void transpose_weights(thread const float* weight, thread const float* scale, Place at, threadgroup float* weights) {
+inline void transpose_weights(thread const float* weight, thread const half* scale, Place at, threadgroup float* weights) {
   simdgroup_barrier(mem_flags::mem_threadgroup);  // the weights of the tile before have been read
   for (int e = 0; e < kLaneColumns; e++) {
     for (int b = 0; b < B; b++) {
       float x = weight[e * B + b];
-      weights[at.column(e) * kWeightStride + 8 * b + at.row] = x == 0.0f ? 0.0f : x * scale[b];  // what is not seen may be NaN
+      weights[at.column(e) * kWeightStride + 8 * b + at.row] = x == 0.0f ? 0.0f : x * float(scale[b]);  // what is not seen may be NaN
     }
   }
   simdgroup_barrier(mem_flags::mem_threadgroup);
@@ -207,9 +207,7 @@ template <int D, int B>
 inline void add_codes(
     thread const TileWords<D, B>& words, Coding coding, thread const float* weight, thread const half* scales, Place at,
     threadgroup float* weights, thread Sums<D>& sums) {
-  float scale[B];
-  for (int b = 0; b < B; b++) scale[b] = float(scales[b]);
-  transpose_weights<B>(weight, scale, at, weights);
+  transpose_weights<B>(weight, scales, at, weights);
   for (int b = 0; b < B; b++) {
     Fragment column_weights = weight_fragment(weights, b, at);
     for (uint w = 0; w < D / 32; w++) {
@@ -248,10 +246,10 @@ inline void score_plain(
 
 // 1, or NaN when a value row holds a NaN or an infinity: a fragment of it would reach the columns that do not see the token.
 template <int D>
-inline float plain_scale(thread const Source& source, const device uchar* row, uint quarter) {
+inline half plain_scale(thread const Source& source, const device uchar* row, uint quarter) {
   float probe = 0.0f;
   for (int c = 0; c < D / 4; c++) probe = fma(source.channel(row, quarter * (D / 4) + c), 0.0f, probe);
-  return 1.0f + row_sum(probe);
+  return half(1.0f + row_sum(probe));
 }
 
 template <int D>
@@ -259,13 +257,13 @@ inline void add_plain(
     thread const Source& source, int tile, int last, thread const float* weight, Place at, threadgroup float* weights,
     thread Sums<D>& sums) {
   const device uchar* row = source.row(min(tile + int(at.row), last - 1));
-  float scale = plain_scale<D>(source, row, at.quarter);
+  half scale = plain_scale<D>(source, row, at.quarter);
   transpose_weights<1>(weight, &scale, at, weights);
   Fragment column_weights = weight_fragment(weights, 0, at);
   for (uint w = 0; w < D / 32; w++) {
     for (uint t = 0; t < kPairs; t++) {
       Fragment value = plain_fragment<D>(source, row, at.quarter, w, t);
-      if (isnan(scale)) value = fragment_of(0.0f, 0.0f);
+      if (isnan(float(scale))) value = fragment_of(0.0f, 0.0f);
       simdgroup_multiply_accumulate(sums.o[kPairs * w + t], column_weights, value, sums.o[kPairs * w + t]);
     }
   }
