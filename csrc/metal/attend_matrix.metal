@@ -42,22 +42,23 @@ inline float reference_of(float maximum) {
 // x[e * N + i] = log2 of the weight of token i for column e, counted from the column's reference.
 template <int N>
 inline void relative_scores(
-    constant Int4kvAttend& p, thread const float* score, thread const half* scales, thread const Columns& columns, thread float* x) {
+    constant Int4kvAttend& p, thread const float* score, thread const Scales<N>& scales, thread const Columns& columns, thread float* x) {
   for (int e = 0; e < kLaneColumns; e++) {
     float reference = reference_of(columns.maximum[e]);
-    for (int i = 0; i < N; i++) x[e * N + i] = fma(score[e * N + i], float(scales[i]), -reference);
+    for (int i = 0; i < N; i++) x[e * N + i] = fma(score[e * N + i], scale_of(scales, i), -reference);
   }
   if (p.softcap == 0.0f) return;
   for (int e = 0; e < kLaneColumns; e++) {
     float reference = reference_of(columns.maximum[e]);
-    for (int i = 0; i < N; i++) x[e * N + i] = capped(p, score[e * N + i] * float(scales[i])) - reference;
+    for (int i = 0; i < N; i++) x[e * N + i] = capped(p, score[e * N + i] * scale_of(scales, i)) - reference;
   }
 }
 
 // Of a token that no column of the lane sees the value's scale may be anything.
 template <int N>
 inline void hide_unseen(
-    constant Int4kvAttend& p, thread const Columns& columns, thread const Task& task, int token, thread float* x, thread half* v_scale) {
+    constant Int4kvAttend& p, thread const Columns& columns, thread const Task& task, int token, thread float* x,
+    thread Scales<N>& v_scale) {
   for (int i = 0; i < N; i++) {
     bool any = false;
     for (int e = 0; e < kLaneColumns; e++) {
@@ -65,7 +66,7 @@ inline void hide_unseen(
       if (!seen) x[e * N + i] = kUnseen;
       any = any || seen;
     }
-    if (!any) v_scale[i] = half(0.0f);
+    if (!any) set_scale(v_scale, i, 0.0f);
   }
 }
 
@@ -79,7 +80,7 @@ inline float largest(thread const float* x) {
 // Sets every column's reference to its maximum, where that is higher or the first; what has been summed up follows.
 template <int D, int N>
 inline void raise_references(
-    thread const float* x, thread const half* v_scale, thread const Task& task, thread Columns& columns, thread Sums<D>& sums) {
+    thread const float* x, thread const Scales<N>& v_scale, thread const Task& task, thread Columns& columns, thread Sums<D>& sums) {
   float by[kLaneColumns];
   for (int e = 0; e < kLaneColumns; e++) {
     float before = columns.maximum[e], top = column_max(largest<N>(x + e * N));
@@ -95,7 +96,7 @@ inline void raise_references(
 // Scores of a tile -> weights, in place: 2^(score - reference), 0 where not seen. `whole`: every column sees every token.
 template <int D, int N>
 inline void softmax_tile(
-    constant Int4kvAttend& p, thread float* score, thread const half* k_scale, thread half* v_scale, int token, bool whole,
+    constant Int4kvAttend& p, thread float* score, thread const Scales<N>& k_scale, thread Scales<N>& v_scale, int token, bool whole,
     thread const Task& task, thread Columns& columns, thread Sums<D>& sums) {
   float x[kLaneColumns * N];
   relative_scores<N>(p, score, k_scale, columns, x);
@@ -127,12 +128,12 @@ inline void read_codes(
   for (int tile = pass.first; tile < pass.last; tile += pass.stride) {
     bool whole = simd_all(together && tile >= pass.inner && tile + 8 * B <= pass.inner_end);
     ValueWords<D, B> v_words;
-    half k_scale[N], v_scale[N];
+    Scales<N> k_scale, v_scale;
     float score[kLaneColumns * N];
     load_values<D, B>(v, tile, pass.last, together, task.at, v_words);
     load_scales<D, B>(k, tile, pass.last, together, task.at, k_scale);
-    score_codes<D, B>(k_words, k.coding, queries, task.at, score);
     load_scales<D, B>(v, tile, pass.last, together, task.at, v_scale);
+    score_codes<D, B>(k_words, k.coding, queries, task.at, score);
     together = simd_all(k.is_together(tile + pass.stride, 8 * B) && v.is_together(tile + pass.stride, 8 * B));
     load_keys<D, B>(k, tile + pass.stride, pass.last, together, task.at, k_words);
     request_tile<D, B>(k, tile + 2 * pass.stride, task.at);
@@ -148,9 +149,9 @@ inline void read_plain(
     thread const Queries<D>& queries, const threadgroup float* rows, thread Columns& columns, thread Sums<D>& sums) {
   constexpr int N = kTokensPerBlock;
   for (int tile = pass.first; tile < pass.last; tile += pass.stride) {
-    half one[N], scale[N];
+    Scales<N> one, scale;
     float score[kLaneColumns * N];
-    for (int i = 0; i < N; i++) one[i] = scale[i] = half(1.0f);
+    for (int i = 0; i < N; i++) set_scale(one, i, 1.0f), set_scale(scale, i, 1.0f);
     score_plain<D>(k, tile, pass.last, queries, task.at, rows, score);
     softmax_tile<D, N>(p, score, one, scale, tile + task.at.token(1), false, task, columns, sums);
     add_plain<D>(v, tile, pass.last, score, task.at, task.scratch, sums);
