@@ -27,7 +27,7 @@ CLASSES = {
     "number conversion": "sitofp uitofp fptosi fptoui",
     "width": "zext sext trunc",
     "special": "fdiv llvm.exp2 metal_tanh",
-    "shuffle": "metal_shuffle metal_shuffle_xor metal_reduce_max metal_reduce_min metal_reduce_sum metal_reduce_any",
+    "shuffle": "metal_shuffle metal_shuffle_xor metal_reduce_max metal_reduce_min metal_reduce_sum metal_reduce_any metal_reduce_all",
     "matrix multiply": "metal_matrix_multiply",
     "barrier": "metal_barrier",
     "free": "phi bitcast freeze extractelement insertelement shufflevector extractvalue insertvalue fneg ret unreachable"
@@ -127,8 +127,24 @@ def code_bytes(block):
 
 def rare_edges(blocks):
     """(block, target) of branches taken when simd_any says yes: the rescale."""
-    votes = {i.result for block in blocks.values() for i in block if i.operation() == "metal_reduce_any"}
+    votes = votes_of(blocks, "metal_reduce_any")
     return {(label, block[-1].targets()[0]) for label, block in blocks.items() if votes & set(block[-1].operands())}
+
+
+def edge_tiles(blocks):
+    """(block, target) of branches taken when simd_all says no: tiles that are not whole, a few of a whole pass."""
+    votes = votes_of(blocks, "metal_reduce_all")
+    return {(label, block[-1].targets()[1]) for label, block in blocks.items() if votes & set(block[-1].operands())}
+
+
+def votes_of(blocks, operation):
+    """What a vote gave, also once it has gone round the loop."""
+    everything = [i for block in blocks.values() for i in block if i.result]
+    votes, before = {i.result for i in everything if i.operation() == operation}, 0
+    while before != len(votes):
+        before = len(votes)
+        votes |= {i.result for i in everything if i.opcode == "phi" and votes & set(i.operands())}
+    return votes
 
 
 def dearest_path(blocks, start, within, without=(), once=False):

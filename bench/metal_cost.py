@@ -82,9 +82,10 @@ def row(case, function):
         found = figures(case, function, path, path, blocks, values)
         return found | dict(bytes_per_code=device_bytes(blocks, path) / values)
     header, loop = llvm_ir.hot_loop(blocks)
-    steady = llvm_ir.dearest_path(blocks, header, loop, llvm_ir.rare_edges(blocks))
-    dearest = llvm_ir.dearest_path(blocks, header, loop)
-    codes = counted(blocks, steady)["half"]  # each is placed by one fma
+    edges = llvm_ir.edge_tiles(blocks)
+    steady = llvm_ir.dearest_path(blocks, header, loop, edges | llvm_ir.rare_edges(blocks))
+    dearest = llvm_ir.dearest_path(blocks, header, loop, edges)
+    codes = counted(blocks, steady)["half"] + look_ups(blocks, steady)  # each is placed by one fma or looked up
     scales = device_bytes(blocks, steady) - sum(llvm_ir.code_bytes(blocks[label]) for label in steady)
     found = figures(case, function, steady, dearest, loop, codes)
     return found | dict(bytes_per_code=sum(widths(case)) / 16 + scales / codes / lanes_of_a_token(case))
@@ -108,6 +109,10 @@ def lanes_of_a_token(case):
 
 def counted(blocks, path):
     return sum((llvm_ir.count(blocks[label]) for label in path), Counter())
+
+
+def look_ups(blocks, path):
+    return sum(i.operation() == "metal_shuffle" for label in path for i in blocks[label])
 
 
 def device_bytes(blocks, path):

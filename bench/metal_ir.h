@@ -23,6 +23,8 @@ namespace metal {
 template <typename T, int N>
 using vec = T __attribute__((ext_vector_type(N)));
 using half2 = vec<half, 2>;
+using half4 = vec<half, 4>;
+using ushort2 = vec<ushort, 2>;
 using float2 = vec<float, 2>;
 using uint2 = vec<uint, 2>;
 using uint3 = vec<uint, 3>;
@@ -31,6 +33,7 @@ using uint4 = vec<uint, 4>;
 // A vector from its elements, or from one for all: OpenCL spells it as a cast.
 #define half2(...) ((half2)(__VA_ARGS__))
 #define float2(...) ((float2)(__VA_ARGS__))
+#define ushort2(...) ((ushort2)(__VA_ARGS__))
 
 template <typename To, typename From>
 inline To as_type(From x) {
@@ -98,6 +101,7 @@ METAL_COLLECTIVE uint metal_reduce_max(uint x);
 METAL_COLLECTIVE uint metal_reduce_min(uint x);
 METAL_COLLECTIVE uint metal_reduce_sum(uint x);
 METAL_COLLECTIVE bool metal_reduce_any(bool x);
+METAL_COLLECTIVE bool metal_reduce_all(bool x);
 template <typename T>
 inline T simd_shuffle(T x, ushort lane) {
   return as_type<T>(metal_shuffle(as_type<uint>(x), lane));
@@ -120,6 +124,9 @@ inline T simd_sum(T x) {
 }
 inline bool simd_any(bool x) {
   return metal_reduce_any(x);
+}
+inline bool simd_all(bool x) {
+  return metal_reduce_all(x);
 }
 
 // The two elements of an 8x8 matrix that a lane holds.

@@ -9,7 +9,9 @@ from . import ops, reference
 from .codebook import levels, pack
 from .rotation import hadamard_signs
 
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # of the largest output: scores in fp32, one rounding of it
+TOLERANCE = {torch.float32: 0.0, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # of the largest output: one rounding of it
+# Beside that: mps sums in fp32; on the CPU q and the weights of the values are 16-bit integers; CUDA's matrix units take the weights as fp16.
+DEVICE_TOLERANCE = {"mps": 1e-5, "cpu": 5e-4, "cuda": 1e-3}
 HEAD_DIMS = (64, 128, 256)
 ODD_HEAD_DIMS = (32, 96, 160, 192, 224)
 DEFAULT = (4, 4, "lloyd")  # bits of K, of V, codebook
@@ -99,16 +101,22 @@ def check_dequantize(device, tell) -> Finding:
 
 
 def check_levels(device, tell) -> Finding:
-    """A single token has weight 1: with a scale of 1 attention gives the levels of its codes, and they are exact."""
-    found = Finding("attend: every code's level", "bytes")
+    """A single token has weight 1: with a scale of 1 attention gives the levels of its codes."""
+    found = Finding("attend: every code's level", "error")
     for (bits, _, codebook), group in product(RECIPES, (1, 3)):
         tell(f"attend, the levels of {bits} bits, {codebook}")
         codes = (torch.arange(256) % 2**bits).to(torch.uint8)
         packed = pack(codes, bits).expand(1, 1, 1, -1).contiguous().to(device)
         numbers = torch.tensor([1.0, 0.0] if codebook == "asymmetric" else [1.0], dtype=torch.float16).view(1, 1, 1, -1).to(device)
         got = ops.attend(torch.ones(1, group, 1, 256, device=device), packed, numbers, packed, numbers, 0, 1, 1.0, codebook=codebook)
-        found.add(differing_bytes(levels(bits, codebook)[codes.long()].expand_as(got), got.cpu()), 0)
+        expected = levels(bits, codebook)[codes.long()]
+        found.add(float((got.cpu() - expected).abs().max() / expected.abs().max()), tolerance(device, torch.float32))
     return found
+
+
+def tolerance(device: str, dtype: torch.dtype) -> float:
+    """The accepted error of attention, relative to the largest output."""
+    return max(TOLERANCE[dtype], DEVICE_TOLERANCE[torch.device(device).type])
 
 
 def attention_check(name, groups, queries, keys, head_dims=HEAD_DIMS, scales=1, recipes=(DEFAULT,), dtypes=tuple(TOLERANCE)):
@@ -118,7 +126,7 @@ def attention_check(name, groups, queries, keys, head_dims=HEAD_DIMS, scales=1, 
         found = Finding(name, "error")
         for group, count, length, head_dim, recipe, dtype in product(groups, queries, keys, head_dims, recipes, dtypes):
             tell(f"{name}, head_dim {head_dim}, K {recipe[0]} and V {recipe[1]} bits, {recipe[2]}")
-            found.add(attention_error(device, group, count, length, head_dim, scales, recipe, dtype), TOLERANCE[dtype])
+            found.add(attention_error(device, group, count, length, head_dim, scales, recipe, dtype), tolerance(device, dtype))
         return found
 
     return check

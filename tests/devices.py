@@ -9,6 +9,11 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 DEVICE = torch.device(os.environ.get("INT4KV_DEVICE", "cpu"))
+# Error of attention, relative to the largest output, by the dtype of q. fp16 and bf16: one rounding of the output. fp32: on mps scores (up to
+# 60) and sums in fp32; on the CPU q and the weights are integers of 16 bits, off by 2^-16 of a row's and a tile's largest; CUDA's matrix units
+# take the weights of the values as fp16: 2^-11 each.
+FLOAT32 = {"cpu": 5e-4, "mps": 1e-5, "cuda": 1e-3}[DEVICE.type]
+TOLERANCE = {torch.float32: FLOAT32, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 def on_device(values):

@@ -7,6 +7,7 @@
 
 import resource
 import sys
+from pathlib import Path
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -19,8 +20,11 @@ LAYERS, HEADS, HEAD_DIM, CHUNK = 12, 2, 128, 256
 
 
 def peak() -> int:
-    """Most bytes that this process ever had resident."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    """Most bytes that this process ever had resident. On Linux ru_maxrss begins with the parent's, so it is not asked there."""
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def model_config(layers=LAYERS):

@@ -4,17 +4,13 @@ import itertools
 
 import pytest
 import torch
-from devices import DEVICE, on_cpu, on_device
+from devices import DEVICE, TOLERANCE, on_cpu, on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_format import BITS, CODEBOOKS, buffers
 
 from int4kv import ops, reference
 from int4kv.rotation import hadamard_signs
-
-# Relative to the largest output. fp32: on mps scores up to 60 rounded at 2^-24, before the exponential; on the CPU q and the weights are
-# integers of 16 bits, off by 2^-16 of a row's and a tile's largest. fp16, bf16: one rounding of the output.
-TOLERANCE = {torch.float32: {"cpu": 5e-4, "mps": 1e-5}[DEVICE.type], torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 class Stored:

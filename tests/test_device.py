@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from devices import DEVICE, on_cpu, on_device
-from test_attend import TOLERANCE, assert_close
+from devices import DEVICE, TOLERANCE, on_cpu, on_device
+from test_attend import assert_close
 from test_format import buffers, same_bits
 
 from int4kv import ops, reference
@@ -263,7 +263,7 @@ def test_nothing_to_do(batch, queries, keys):
 
 
 @pytest.mark.parametrize("first", [0, 2**31 - 10, 2**32 - 10, 2**40 + 5])
-@pytest.mark.parametrize("capacity, tokens", [(37, 37), (37, 20), (64, 33)])
+@pytest.mark.parametrize("capacity, tokens", [(37, 37), (37, 20), (64, 33), (100, 100)])
 def test_positions_wrap_around_the_ring_wherever_they_are(first, capacity, tokens):
     """What a sequence holds does not depend on how long it is already."""
     k, v, q = numbers(1, 2, tokens, 64), numbers(1, 2, tokens, 64, seed=1), numbers(1, 6, 3, 64, seed=2)

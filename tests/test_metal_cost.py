@@ -20,26 +20,26 @@ pytestmark = pytest.mark.cpu_only
 
 # Issue slots of one code, optimistic and pessimistic, as counted with clang 19; a compiler may differ by SLACK.
 RECORDED = {
-    "attend_matrix_64": (16.2, 27.4),
-    "attend_matrix_128": (15.4, 24.3),
-    "attend_matrix_256": (15.1, 24.1),
-    "attend_simd_1_64": (8.6, 15.2),
-    "attend_simd_1_128": (8.7, 15.3),
-    "attend_simd_1_256": (8.7, 15.4),
-    "attend_simd_2_64": (10.2, 17.0),
-    "attend_simd_2_128": (10.3, 17.2),
-    "attend_simd_2_256": (10.4, 17.4),
-    "attend_matrix_128_k4v4_uniform": (11.4, 20.3),
+    "attend_matrix_64": (11.4, 21.3),
+    "attend_matrix_128": (10.9, 19.5),
+    "attend_matrix_256": (10.9, 20.2),
+    "attend_simd_1_64": (4.5, 11.7),
+    "attend_simd_1_128": (4.5, 11.8),
+    "attend_simd_1_256": (4.6, 11.9),
+    "attend_simd_2_64": (6.1, 13.5),
+    "attend_simd_2_128": (6.2, 13.7),
+    "attend_simd_2_256": (6.3, 13.9),
+    "attend_matrix_128_k4v4_uniform": (11.0, 19.0),
     "attend_simd_2_128_k4v4_uniform": (6.3, 13.2),
-    "attend_matrix_128_k5v4_lloyd": (16.2, 26.2),
-    "attend_simd_2_128_k5v4_lloyd": (11.2, 19.5),
-    "attend_matrix_128_k8v4_lloyd": (14.1, 24.5),
-    "attend_simd_2_128_k8v4_lloyd": (9.1, 17.5),
-    "attend_matrix_128_k3v3_lloyd": (15.9, 25.3),
-    "attend_simd_2_128_k3v3_lloyd": (11.2, 20.2),
-    "quantize_128": (211.2, 635.2),
+    "attend_matrix_128_k5v4_lloyd": (12.4, 22.0),
+    "attend_simd_2_128_k5v4_lloyd": (7.8, 16.5),
+    "attend_matrix_128_k8v4_lloyd": (11.7, 21.4),
+    "attend_simd_2_128_k8v4_lloyd": (7.0, 15.7),
+    "attend_matrix_128_k3v3_lloyd": (11.5, 20.6),
+    "attend_simd_2_128_k3v3_lloyd": (7.1, 16.7),
+    "quantize_128": (209.0, 613.2),
     "dequantize_128": (40.2, 164.0),
-    "merge_128": (100.2, 421.8),
+    "merge_128": (109.8, 474.8),
 }
 LOOPS = [name for name in RECORDED if name.startswith("attend")]
 SLACK = 1.02
@@ -95,19 +95,20 @@ def test_no_loop_is_dearer_than_recorded(loops, name):
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_unpacking_is_counted(loops, name):
-    """Two codes take a shift, an `and`, an `or` and a half2 FMA; a width of more than one plane takes more."""
+    """Of two codes a shift, and an `and` each; a width of more than one plane takes more."""
     per_code, more = loops[name]["per_code"], widths(name) != (4, 4)
     assert per_code["integer"] >= (1.4 if more else 1.0)
-    assert per_code["shift"] >= (0.6 if more else 0.5)
+    assert per_code["shift"] >= (0.5 if more else 0.37)
 
 
 @pytest.mark.parametrize("kernel", ["attend_matrix_128", "attend_simd_2_128"])
-def test_levels_of_lloyd_max_take_four_operations(loops, kernel):
-    lloyd, uniform = (loops[name]["per_code"]["float"] for name in (kernel, f"{kernel}_k4v4_uniform"))
-    assert lloyd - uniform == pytest.approx(4, abs=0.05)
+def test_a_level_of_lloyd_max_is_one_shuffle_and_no_arithmetic(loops, kernel):
+    lloyd, uniform = (loops[name]["per_code"] for name in (kernel, f"{kernel}_k4v4_uniform"))
+    assert lloyd["shuffle"] - uniform["shuffle"] == 1
+    assert lloyd["float"] == uniform["float"] and "half" not in lloyd
 
 
-@pytest.mark.parametrize("name", [name for name in LOOPS if "256" not in name])
+@pytest.mark.parametrize("name", LOOPS)
 def test_what_is_alive_fits_the_registers(loops, name):
     assert loops[name]["words_alive"] <= REGISTERS
 

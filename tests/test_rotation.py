@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 import torch
-from devices import DEVICE, on_cpu, on_device
+from devices import DEVICE, TOLERANCE, on_cpu, on_device
 from test_format import buffers, same_bits
 
 from int4kv import ops, reference
@@ -149,7 +149,7 @@ def test_attention_turns_q_and_turns_the_output_back(head_dim, kind, group, quer
     options = dict(k_rotation=rotation.read, v_rotation=rotation.read, codebook="lloyd")
     ours = on_cpu(ops.attend(on_device(q), *sides, 0, TOKENS, head_dim**-0.5, **on_device(options)))
     exact = reference.attend(q, *on_cpu(sides), 0, TOKENS, head_dim**-0.5, dtype=torch.float64, **options)
-    assert (ours - exact).abs().max() < 1e-5 * exact.abs().max()  # as test_attend's fp32
+    assert (ours - exact).abs().max() < TOLERANCE[torch.float32] * exact.abs().max()
 
 
 @pytest.mark.parametrize("kind", rotations(64))

@@ -11,12 +11,15 @@
 #define INT4KV_CHOOSE(...) INT4KV_SECOND(__VA_ARGS__)
 #define INT4KV_SECOND(first, second, ...) second
 #define INT4KV_SKIP_ENTRY(...)
-#define INT4KV_WRITE_ENTRY(name, simdgroups, ...)                                \
-  extern "C" __global__ void __launch_bounds__(32 * simdgroups, 16 / simdgroups) name( \
-      const __grid_constant__ Arguments<decltype(__VA_ARGS__)>::Buffers buffers, \
-      const __grid_constant__ Arguments<decltype(__VA_ARGS__)>::Parameters p) {  \
-    run(__VA_ARGS__, buffers, p, buffers.order);                                 \
+#define INT4KV_WRITE_ENTRY(name, simdgroups, ...)                                                                     \
+  extern "C" __global__ void __launch_bounds__(32 * simdgroups, INT4KV_CHOOSE(INT4KV_BLOCKS_##name, 16 / simdgroups, )) name( \
+      const __grid_constant__ Arguments<decltype(__VA_ARGS__)>::Buffers buffers,                                      \
+      const __grid_constant__ Arguments<decltype(__VA_ARGS__)>::Parameters p) {                                       \
+    run(__VA_ARGS__, buffers, p, buffers.order);                                                                      \
   }
+
+// Blocks that a multiprocessor holds at once: with 16 simdgroups a lane has 128 registers. Of head_dim 256 the sums alone are 64.
+#define INT4KV_BLOCKS_attend_matrix_256 , 3
 
 // x in registers, not computed again where it is used.
 template <typename T>

@@ -10,6 +10,8 @@
 namespace int4kv {
 namespace {
 
+constexpr uint32_t kMaxGridYZ = 65535;
+
 // metal.h's contract: the pointers of all buffers as one array, then the parameters.
 void launch(const Pipeline& pipeline, const Dispatch& dispatch, CUstream stream) {
   std::array<const void*, kMaxTensors> buffers{};
@@ -18,6 +20,9 @@ void launch(const Pipeline& pipeline, const Dispatch& dispatch, CUstream stream)
   }
   void* arguments[] = {buffers.data(), const_cast<void*>(dispatch.parameters)};
   const Grid& grid = dispatch.threadgroups;
+  TORCH_CHECK(
+      grid.y <= kMaxGridYZ && grid.z <= kMaxGridYZ, "int4kv: ", pipeline.name, " over ", grid.y, " blocks of 8 query rows of all KV heads and ",
+      grid.z, " sequences; accepted on CUDA are ", kMaxGridYZ, " of either: attend in smaller chunks");
   const Driver& driver = Driver::shared();
   const CUresult result = driver.launch(
       pipeline.function, grid.x, grid.y, grid.z, dispatch.kernel.simdgroups() * INT4KV_SIMD, 1, 1, 0, stream, arguments, nullptr);

@@ -154,19 +154,45 @@ inline void load_values(const Source& source, int tile, int last, bool together,
   }
 }
 
+// Asks for a tile's rows and scales ahead of load_keys and load_values: registers hold one tile, memory is further away than that.
 template <int D, int B>
-inline void load_scales(const Source& source, int tile, int last, bool together, Place at, half* scales) {
+inline void request_tile(const Source& source, int tile, Place at) {
+  if (!source.is_together(tile, 8 * B)) return;
+  const uint lines = (8 * B * D * source.coding.bits / 8 + 127) / 128;
+  const uchar* first = source.codes + ulong(source.slot(tile)) * (D * source.coding.bits / 8);
+#pragma unroll
+  for (uint i = 0; i < lines; i += INT4KV_SIMD) {
+    if (i + at.lane < lines) asm volatile("prefetch.global.L2 [%0];" : : "l"(first + 128 * (i + at.lane)));
+  }
+  if (at.lane == 0) asm volatile("prefetch.global.L2 [%0];" : : "l"(source.scales + source.slot(tile)));
+}
+
+// Of a lane's N tokens of a tile, in pairs as they were loaded: taken apart where they are used, which is when they have arrived.
+template <int N>
+struct alignas(2 * N) Scales {
+  half2 pair[N / 2];
+};
+
+template <int N>
+inline float scale_of(const Scales<N>& scales, int i) {
+  half2 pair = scales.pair[i / 2];
+  return float(i % 2 ? pair.y : pair.x);
+}
+
+template <int N>
+inline void set_scale(Scales<N>& scales, int i, float x) {
+  half2& pair = scales.pair[i / 2];
+  pair = i % 2 ? half2(pair.x, half(x)) : half2(half(x), pair.y);
+}
+
+template <int D, int B>
+inline void load_scales(const Source& source, int tile, int last, bool together, Place at, Scales<2 * B>& scales) {
   int token = tile + at.token(B);
   if (together) {
-    struct alignas(4 * B) All {
-      half of[2 * B];
-    };
-    All all = *(const All*)(source.scales + source.slot(token));
-#pragma unroll
-    for (int i = 0; i < 2 * B; i++) scales[i] = all.of[i];
+    scales = *(const Scales<2 * B>*)(source.scales + source.slot(token));
   } else {
 #pragma unroll
-    for (int i = 0; i < 2 * B; i++) scales[i] = half(source.scale(min(token + i, last - 1), 0));
+    for (int i = 0; i < 2 * B; i++) set_scale(scales, i, source.scale(min(token + i, last - 1), 0));
   }
 }
 
@@ -212,27 +238,23 @@ inline void clear(Sums<D>& sums) {
 
 constant constexpr float kLeastUnit = 1.0f / 32768.0f;  // its inverse is an fp16 number
 
-inline half2 pair_of(const half* x) {
-  return {x[0], x[1]};
-}
-
 template <int N>
-inline float largest_scale(const half* scale) {
-  half2 found = pair_of(scale);
+inline float largest_scale(const Scales<N>& scale) {
+  half2 found = scale.pair[0];
 #pragma unroll
-  for (int i = 2; i < N; i += 2) found = largest_pair(found, pair_of(scale + i));
+  for (int i = 1; i < N / 2; i++) found = largest_pair(found, scale.pair[i]);
   return max(float(found.x), float(found.y));
 }
 
 // Whether a scale is too large for the sums' unit.
 template <int D, int N>
-inline bool outgrows(const Sums<D>& sums, const half* scale) {
+inline bool outgrows(const Sums<D>& sums, const Scales<N>& scale) {
   return largest_scale<N>(scale) > sums.unit;
 }
 
 // The sums of the column times by[0], and their unit as large as the scales.
 template <int D, int N>
-inline void rescale(Sums<D>& sums, const float* by, const half* scale, Place at) {
+inline void rescale(Sums<D>& sums, const float* by, const Scales<N>& scale, Place at) {
   float found = max(simd_max(largest_scale<N>(scale)), kLeastUnit);
   float unit = max(sums.unit, as_type<float>((as_type<uint>(found) & INT4KV_FP32_INF_BITS) + 0x00800000u));
   sums.inverse = as_type<float>(0x7f000000u - as_type<uint>(unit));
@@ -254,8 +276,8 @@ inline void multiply_values(float (&o)[4], half2 first, half2 second, half2 thir
 }
 
 // Two weights times the scales of their tokens, in the sums' unit.
-inline half2 weight_pair(const float* weight, const half* scale, half2 inverse) {
-  return half_pair(weight[0], weight[1]) * (pair_of(scale) * inverse);
+inline half2 weight_pair(const float* weight, half2 scale, half2 inverse) {
+  return half_pair(weight[0], weight[1]) * (scale * inverse);
 }
 
 // Nibbles 4 i .. 4 i + 3 of two tokens' words, for level_pairs.
@@ -266,12 +288,12 @@ inline CodeWord zip(CodeWord a, CodeWord b, uint i) {
 
 template <int D, int B>
 inline void add_codes(
-    const ValueWords<D, B>& words, Coding coding, const float* weight, const half* scale, Place at, float*, Sums<D>& sums) {
+    const ValueWords<D, B>& words, Coding coding, const float* weight, const Scales<2 * B>& scale, Place at, float*, Sums<D>& sums) {
   const half2 inverse = half_pair(sums.inverse, sums.inverse);
 #pragma unroll
   for (int s = 0; s < B / 2; s++) {
     half2 weights[2];
-    for (int i = 0; i < 2; i++) weights[i] = weight_pair(weight + 4 * s + 2 * i, scale + 4 * s + 2 * i, inverse);
+    for (int i = 0; i < 2; i++) weights[i] = weight_pair(weight + 4 * s + 2 * i, scale.pair[2 * s + i], inverse);
 #pragma unroll
     for (uint w = 0; w < D / 64; w++) {
       CodeWord code[4];
@@ -291,7 +313,7 @@ inline void add_codes(
   }
 }
 
-// Channel c of the lane's eighth, in the order of its words' nibbles.
+// Channel c of the lane's eighth, in the order of its words' nibbles: the even ones of a word follow each other, so do the odd ones.
 template <int D>
 inline uint value_channel(Place at, uint c) {
   return channel_of(at.column_ * (D / 64) + c / 8, c % kPairs, c / kPairs % 2);
@@ -303,12 +325,16 @@ inline void score_plain(
     const Source& source, int tile, int last, const Queries<D>&, Place at, const threadgroup float* rows, float* score) {
   const uchar* row = source.row(min(tile + int(at.column_), last - 1));
   float sum[INT4KV_COLUMNS] = {};
-#pragma unroll 8
-  for (uint c = 0; c < D / 4; c++) {
-    uint channel = at.quarter * (D / 4) + c;
-    float x = source.channel(row, channel);
+  constexpr uint kAtOnce = D < 128 ? 16 : 32;
+#pragma unroll 1
+  for (uint first = at.quarter * (D / 4); first < (at.quarter + 1) * (D / 4); first += kAtOnce) {
+    float x[kAtOnce];
+    source.channels<kAtOnce>(row, first, x);
 #pragma unroll
-    for (uint n = 0; n < INT4KV_COLUMNS; n++) sum[n] = fma(rows[row_index(row_layout<D>(), n, channel)], x, sum[n]);
+    for (uint c = 0; c < kAtOnce; c++) {
+#pragma unroll
+      for (uint n = 0; n < INT4KV_COLUMNS; n++) sum[n] = fma(rows[row_index(row_layout<D>(), n, first + c)], x[c], sum[n]);
+    }
   }
 #pragma unroll
   for (uint n = 0; n < INT4KV_COLUMNS; n++) {
@@ -320,21 +346,31 @@ inline void score_plain(
   }
 }
 
-// Sums that have no unit yet, or no codes at all, count in ones.
+// O^T gets the tokens of a block one after the other; a weight comes from the lane that has its score.
 template <int D>
-inline void add_plain(
-    const Source& source, int tile, int last, const float* weight, Place at, float*, Sums<D>& sums) {
+inline void add_plain(const Source& source, int tile, int last, const float* weight, Place at, float*, Sums<D>& sums) {
+  constexpr int kAtOnce = D > 128 ? 2 : 4;
+#pragma unroll 1
+  for (int t = 0; t < 8; t += kAtOnce) {
+    float x[kAtOnce][D / 8], factor[kAtOnce][2];
 #pragma unroll
-  for (int t = 0; t < 8; t++) {
-    const uchar* row = source.row(min(tile + t, last - 1));
-    float factor[2];
-    for (int e = 0; e < 2; e++) factor[e] = simd_shuffle(weight[t % 2], ushort(4 * (2 * at.quarter + e) + t / 2)) * sums.inverse;
+    for (int i = 0; i < kAtOnce; i++) {
+      const uchar* row = source.row(min(tile + t + i, last - 1));
 #pragma unroll
-    for (uint c = 0; c < D / 8; c++) {
-      float x = source.channel(row, value_channel<D>(at, c));
-      for (int e = 0; e < 2; e++) {
-        float& o = sums.o[c / 2][2 * (c % 2) + e];
-        if (factor[e] != 0.0f) o = fma(factor[e], x, o);  // what is not seen may be NaN
+      for (uint word = 0; word < D / 64; word++) {
+        source.channels<4>(row, value_channel<D>(at, 8 * word), x[i] + 8 * word);
+        source.channels<4>(row, value_channel<D>(at, 8 * word + 1), x[i] + 8 * word + 4);
+      }
+      for (int e = 0; e < 2; e++) factor[i][e] = simd_shuffle(weight[i % 2], ushort(4 * (2 * at.quarter + e) + (t + i) / 2)) * sums.inverse;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; i++) {
+#pragma unroll
+      for (uint c = 0; c < D / 8; c++) {
+        for (int e = 0; e < 2; e++) {
+          float& o = sums.o[c / 2][2 * (c % 2) + e];
+          if (factor[i][e] != 0.0f) o = fma(factor[i][e], x[i][c / 8 * 8 + c % 2 * 4 + c % 8 / 2], o);  // what is not seen may be NaN
+        }
       }
     }
   }

@@ -60,12 +60,17 @@ inline int tile_start(constant Int4kvStored& stored, int token, int tile) {
   return token - int((stored.first_slot + uint(token)) % uint(tile));
 }
 
+// Plain rows take longer: where shares are small, the newest tokens are one of their own.
+constant constexpr int kSmallShare = 1024;
+
 inline Share share_of(constant Int4kvAttend& p, Span first, Span last, uint split, int tile) {
-  int start = tile_start(p.k, first.lo, tile), tiles = (last.hi - start + tile - 1) / tile;
-  int size = (tiles + int(p.splits) - 1) / int(p.splits) * tile;
+  int start = tile_start(p.k, first.lo, tile), splits = int(p.splits);
+  bool apart = splits > 2 && first.exact < last.hi && first.exact > first.coded && first.exact - start <= (splits - 1) * kSmallShare;
+  int end = apart ? first.exact : last.hi, shares = apart ? splits - 1 : splits;
+  int size = ((end - start + tile - 1) / tile + shares - 1) / shares * tile;
   Share share;
-  share.from = min(start + int(split) * size, last.hi);
-  share.to = min(share.from + size, last.hi);
+  share.from = min(start + int(split) * size, end);
+  share.to = apart && int(split) == shares ? last.hi : min(share.from + size, end);
   return share;
 }
 
@@ -87,18 +92,26 @@ inline uint row_index(RowLayout layout, uint row, uint channel) {
   return row * layout.stride + channel + channel / layout.chunk;
 }
 
-// The `count` query rows of a block, rotated and scaled. Simdgroups take rows in turn.
+// The `count` query rows of a block, rotated and scaled. Simdgroups take rows in turn, R at most.
+template <int R>
 inline void load_queries(
     constant Int4kvAttend& p, const device void* q, const device float* rotation, uint batch, uint kv_head, uint block, uint count,
-    uint simdgroup, uint lane, RowLayout layout, threadgroup float* rows) {
-  for (uint n = simdgroup; n < count; n += INT4KV_SIMDGROUPS) {
-    QueryRow row = query_row(p, kv_head, block * count + n);
-    uint units = p.head_dim / INT4KV_UNIT;
-    float x[kMaxUnits] = {};
-    load_row(q, p.q, row_offset(p.q, batch, row.head, row.query), units, lane, x);
-    rotate(x, p.k_rotation, rotation, kv_head, units, lane);
+    uint units, uint simdgroup, uint lane, RowLayout layout, threadgroup float* rows) {
+  float x[R * kMaxUnits] = {};
+  long offsets[R];
+  bool live[R];
+  for (uint r = 0; r < R; r++) {
+    QueryRow row = query_row(p, kv_head, block * count + simdgroup + r * INT4KV_SIMDGROUPS);
+    offsets[r] = row_offset(p.q, batch, row.head, row.query);
+    live[r] = row.live;
+  }
+  load_rows<R>(q, p.q, offsets, units, lane, x);
+#pragma unroll
+  for (uint r = 0; r < R; r++) {
+    uint n = simdgroup + r * INT4KV_SIMDGROUPS;
+    rotate(x + r * kMaxUnits, p.k_rotation, rotation, kv_head, units, lane);
     for (uint u = 0; u < kMaxUnits; u++) {
-      if (u < units) rows[row_index(layout, n, INT4KV_UNIT * u + lane)] = row.live ? x[u] * p.scale : 0.0f;
+      if (u < units && n < count) rows[row_index(layout, n, INT4KV_UNIT * u + lane)] = live[r] ? x[r * kMaxUnits + u] * p.scale : 0.0f;
     }
   }
 }
@@ -132,8 +145,8 @@ struct Output {
 
 // A row of all its tokens: divided by their sum, rotated back, the values' centre added, written.
 inline void write_output(
-    constant Int4kvAttend& p, thread float* x, float sum, uint batch, uint kv_head, QueryRow row, uint lane, thread const Output& output) {
-  uint units = p.head_dim / INT4KV_UNIT;
+    constant Int4kvAttend& p, thread float* x, float sum, uint batch, uint kv_head, QueryRow row, uint units, uint lane,
+    thread const Output& output) {
   float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
   for (uint u = 0; u < kMaxUnits; u++) x[u] *= inverse;
   unrotate(x, p.v_rotation, output.rotation, kv_head, units, lane);
@@ -147,13 +160,12 @@ inline void write_output(
 
 // One row in registers goes out: as the output when there is one split, else as a partial sum that merge joins.
 inline void write_row(
-    constant Int4kvAttend& p, thread float* x, float maximum, float sum, uint batch, uint kv_head, QueryRow row, uint split, uint lane,
-    thread const Output& output) {
-  if (p.splits == 1) return write_output(p, x, sum, batch, kv_head, row, lane, output);
-  uint units = p.head_dim / INT4KV_UNIT;
+    constant Int4kvAttend& p, thread float* x, float maximum, float sum, uint batch, uint kv_head, QueryRow row, uint split, uint units,
+    uint lane, thread const Output& output) {
+  if (p.splits == 1) return write_output(p, x, sum, batch, kv_head, row, units, lane, output);
   long slot = (long(batch * p.heads + row.head) * p.queries + row.query) * p.splits + split;
   for (uint u = 0; u < kMaxUnits; u++) {
-    if (u < units) output.partial[slot * p.head_dim + INT4KV_UNIT * u + lane] = x[u];
+    if (u < units) output.partial[slot * long(INT4KV_UNIT * units) + INT4KV_UNIT * u + lane] = x[u];
   }
   if (lane == 0) output.statistics[slot] = float2(maximum, sum);
 }
@@ -161,15 +173,15 @@ inline void write_row(
 // The live rows of a block that lie in threadgroup memory.
 inline void write_rows(
     constant Int4kvAttend& p, const threadgroup float* rows, thread const Statistics& found, uint batch, uint kv_head, uint block,
-    uint split, uint simdgroup, uint lane, RowLayout layout, thread const Output& output) {
+    uint split, uint units, uint simdgroup, uint lane, RowLayout layout, thread const Output& output) {
   for (uint n = simdgroup; n < found.count; n += INT4KV_SIMDGROUPS) {
     QueryRow row = query_row(p, kv_head, block * found.count + n);
     if (!row.live) continue;
     float x[kMaxUnits] = {}, maximum = found.maximum(n);
     for (uint u = 0; u < kMaxUnits; u++) {
-      if (u < p.head_dim / INT4KV_UNIT) x[u] = rows[row_index(layout, n, INT4KV_UNIT * u + lane)];
+      if (u < units) x[u] = rows[row_index(layout, n, INT4KV_UNIT * u + lane)];
     }
-    write_row(p, x, maximum, found.sum(n, maximum), batch, kv_head, row, split, lane, output);
+    write_row(p, x, maximum, found.sum(n, maximum), batch, kv_head, row, split, units, lane, output);
   }
 }
 

@@ -42,22 +42,23 @@ inline float reference_of(float maximum) {
 // x[e * N + i] = log2 of the weight of token i for column e, counted from the column's reference.
 template <int N>
 inline void relative_scores(
-    constant Int4kvAttend& p, thread const float* score, thread const half* scales, thread const Columns& columns, thread float* x) {
+    constant Int4kvAttend& p, thread const float* score, thread const Scales<N>& scales, thread const Columns& columns, thread float* x) {
   for (int e = 0; e < kLaneColumns; e++) {
     float reference = reference_of(columns.maximum[e]);
-    for (int i = 0; i < N; i++) x[e * N + i] = fma(score[e * N + i], float(scales[i]), -reference);
+    for (int i = 0; i < N; i++) x[e * N + i] = fma(score[e * N + i], scale_of(scales, i), -reference);
   }
   if (p.softcap == 0.0f) return;
   for (int e = 0; e < kLaneColumns; e++) {
     float reference = reference_of(columns.maximum[e]);
-    for (int i = 0; i < N; i++) x[e * N + i] = capped(p, score[e * N + i] * float(scales[i])) - reference;
+    for (int i = 0; i < N; i++) x[e * N + i] = capped(p, score[e * N + i] * scale_of(scales, i)) - reference;
   }
 }
 
 // Of a token that no column of the lane sees the value's scale may be anything.
 template <int N>
 inline void hide_unseen(
-    constant Int4kvAttend& p, thread const Columns& columns, thread const Task& task, int token, thread float* x, thread half* v_scale) {
+    constant Int4kvAttend& p, thread const Columns& columns, thread const Task& task, int token, thread float* x,
+    thread Scales<N>& v_scale) {
   for (int i = 0; i < N; i++) {
     bool any = false;
     for (int e = 0; e < kLaneColumns; e++) {
@@ -65,7 +66,7 @@ inline void hide_unseen(
       if (!seen) x[e * N + i] = kUnseen;
       any = any || seen;
     }
-    if (!any) v_scale[i] = half(0.0f);
+    if (!any) set_scale(v_scale, i, 0.0f);
   }
 }
 
@@ -79,7 +80,7 @@ inline float largest(thread const float* x) {
 // Sets every column's reference to its maximum, where that is higher or the first; what has been summed up follows.
 template <int D, int N>
 inline void raise_references(
-    thread const float* x, thread const half* v_scale, thread const Task& task, thread Columns& columns, thread Sums<D>& sums) {
+    thread const float* x, thread const Scales<N>& v_scale, thread const Task& task, thread Columns& columns, thread Sums<D>& sums) {
   float by[kLaneColumns];
   for (int e = 0; e < kLaneColumns; e++) {
     float before = columns.maximum[e], top = column_max(largest<N>(x + e * N));
@@ -95,7 +96,7 @@ inline void raise_references(
 // Scores of a tile -> weights, in place: 2^(score - reference), 0 where not seen. `whole`: every column sees every token.
 template <int D, int N>
 inline void softmax_tile(
-    constant Int4kvAttend& p, thread float* score, thread const half* k_scale, thread half* v_scale, int token, bool whole,
+    constant Int4kvAttend& p, thread float* score, thread const Scales<N>& k_scale, thread Scales<N>& v_scale, int token, bool whole,
     thread const Task& task, thread Columns& columns, thread Sums<D>& sums) {
   float x[kLaneColumns * N];
   relative_scores<N>(p, score, k_scale, columns, x);
@@ -121,19 +122,22 @@ inline void read_codes(
     thread const Queries<D>& queries, thread Columns& columns, thread Sums<D>& sums) {
   constexpr int N = B * kTokensPerBlock;
   KeyWords<D, B> k_words;
-  bool together = k.is_together(pass.first, 8 * B) && v.is_together(pass.first, 8 * B);
+  bool together = simd_all(k.is_together(pass.first, 8 * B) && v.is_together(pass.first, 8 * B));
   if (pass.first < pass.last) load_keys<D, B>(k, pass.first, pass.last, together, task.at, k_words);
+  request_tile<D, B>(v, pass.first + pass.stride, task.at);
   for (int tile = pass.first; tile < pass.last; tile += pass.stride) {
     bool whole = simd_all(together && tile >= pass.inner && tile + 8 * B <= pass.inner_end);
     ValueWords<D, B> v_words;
-    half k_scale[N], v_scale[N];
+    Scales<N> k_scale, v_scale;
     float score[kLaneColumns * N];
     load_values<D, B>(v, tile, pass.last, together, task.at, v_words);
     load_scales<D, B>(k, tile, pass.last, together, task.at, k_scale);
     load_scales<D, B>(v, tile, pass.last, together, task.at, v_scale);
     score_codes<D, B>(k_words, k.coding, queries, task.at, score);
-    together = k.is_together(tile + pass.stride, 8 * B) && v.is_together(tile + pass.stride, 8 * B);
+    together = simd_all(k.is_together(tile + pass.stride, 8 * B) && v.is_together(tile + pass.stride, 8 * B));
     load_keys<D, B>(k, tile + pass.stride, pass.last, together, task.at, k_words);
+    request_tile<D, B>(k, tile + 2 * pass.stride, task.at);
+    request_tile<D, B>(v, tile + 2 * pass.stride, task.at);
     softmax_tile<D, N>(p, score, k_scale, v_scale, tile + task.at.token(B), whole, task, columns, sums);
     add_codes<D, B>(v_words, v.coding, score, v_scale, task.at, task.scratch, sums);
   }
@@ -145,9 +149,9 @@ inline void read_plain(
     thread const Queries<D>& queries, const threadgroup float* rows, thread Columns& columns, thread Sums<D>& sums) {
   constexpr int N = kTokensPerBlock;
   for (int tile = pass.first; tile < pass.last; tile += pass.stride) {
-    half one[N], scale[N];
+    Scales<N> one, scale;
     float score[kLaneColumns * N];
-    for (int i = 0; i < N; i++) one[i] = scale[i] = half(1.0f);
+    for (int i = 0; i < N; i++) set_scale(one, i, 1.0f), set_scale(scale, i, 1.0f);
     score_plain<D>(k, tile, pass.last, queries, task.at, rows, score);
     softmax_tile<D, N>(p, score, one, scale, tile + task.at.token(1), false, task, columns, sums);
     add_plain<D>(v, tile, pass.last, score, task.at, task.scratch, sums);
@@ -187,13 +191,26 @@ template <int D, int B>
   INT4KV_THREADGROUP(float, maxima, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
   INT4KV_THREADGROUP(float, total, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
   uint split = group.x, kv_head = group.y / p.blocks, block = group.y % p.blocks, batch = group.z;
-  load_queries(p, q, k_rotation, batch, kv_head, block, INT4KV_COLUMNS, simdgroup, lane, row_layout<D>(), rows);
-  threadgroup_barrier(mem_flags::mem_threadgroup);
   Task task = {mask, place_of(lane), scratch + simdgroup * (scratch_size<D>() / INT4KV_SIMDGROUPS)};
-  Queries<D> queries = lay_out_queries<D>(rows, scratch, simdgroup, task.at);
-
   Span first = span_of(p, query_row(p, kv_head, block * INT4KV_COLUMNS).query);
   Span last = span_of(p, query_row(p, kv_head, block * INT4KV_COLUMNS + INT4KV_COLUMNS - 1).query), mine[kLaneColumns];
+  Share share = share_of(p, first, last, split, 8 * B);
+  Pass pass;
+  pass.last = min(last.exact, share.to);
+  pass.first = share.from < pass.last ? tile_start(p.k, max(first.coded, share.from), 8 * B) + int(simdgroup) * 8 * B : pass.last;
+  pass.stride = int(INT4KV_SIMDGROUPS) * 8 * B;
+  pass.inner = p.has_mask ? pass.last : max(last.coded, share.from);
+  pass.inner_end = min(first.exact, share.to);
+  Source k = source_of(p.k, coding_of(k_bits, codebook, lane), k_codes, k_scales, batch, kv_head, 0);
+  Source v = source_of(p.v, coding_of(v_bits, codebook, lane), v_codes, v_scales, batch, kv_head, 0);
+  request_tile<D, B>(k, pass.first, task.at);
+  request_tile<D, B>(v, pass.first, task.at);
+
+  load_queries<INT4KV_COLUMNS / INT4KV_SIMDGROUPS>(
+      p, q, k_rotation, batch, kv_head, block, INT4KV_COLUMNS, D / INT4KV_UNIT, simdgroup, lane, row_layout<D>(), rows);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  Queries<D> queries = lay_out_queries<D>(rows, scratch, simdgroup, task.at);
+
   Columns columns;
   for (int e = 0; e < kLaneColumns; e++) {
     QueryRow row = query_row(p, kv_head, block * INT4KV_COLUMNS + task.at.column(e));
@@ -205,19 +222,10 @@ template <int D, int B>
   Sums<D> sums;
   clear(sums);
 
-  Share share = share_of(p, first, last, split, 8 * B);
-  Pass pass;
-  pass.first = tile_start(p.k, max(first.coded, share.from), 8 * B) + int(simdgroup) * 8 * B;
-  pass.last = min(last.exact, share.to);
-  pass.stride = int(INT4KV_SIMDGROUPS) * 8 * B;
-  pass.inner = p.has_mask ? pass.last : max(last.coded, share.from);
-  pass.inner_end = min(first.exact, share.to);
   for (int e = 0; e < kLaneColumns; e++) {
     columns.from[e] = max(mine[e].coded, share.from);
     columns.to[e] = min(mine[e].exact, share.to);
   }
-  Source k = source_of(p.k, coding_of(k_bits, codebook, lane), k_codes, k_scales, batch, kv_head, 0);
-  Source v = source_of(p.v, coding_of(v_bits, codebook, lane), v_codes, v_scales, batch, kv_head, 0);
   read_codes<D, B>(p, k, v, pass, task, queries, columns, sums);
 
   pass.stride = int(INT4KV_SIMDGROUPS) * 8;
@@ -236,7 +244,7 @@ template <int D, int B>
   Statistics found = {maxima, total, INT4KV_COLUMNS};
   join_in_turns<D>(columns, sums, found, simdgroup, task.at, rows);
   Output output = {v_rotation, v_centre, out, partial, statistics};
-  write_rows(p, rows, found, batch, kv_head, block, split, simdgroup, lane, row_layout<D>(), output);
+  write_rows(p, rows, found, batch, kv_head, block, split, D / INT4KV_UNIT, simdgroup, lane, row_layout<D>(), output);
 }
 
 INT4KV_ENTRY(attend_matrix_64, INT4KV_SIMDGROUPS, attend_matrix<64, 4>)

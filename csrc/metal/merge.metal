@@ -3,6 +3,8 @@
 // Grid: rows = batch * heads * queries, the query fastest.
 #include "attend.h"
 
+constant constexpr uint kTogether = 4;  // splits of a simdgroup whose rows are on their way at once
+
 template <uint M>
 [[kernel]] void merge_splits(
     const device float* partial [[buffer(0)]], const device float2* statistics [[buffer(1)]],
@@ -17,12 +19,23 @@ template <uint M>
   float maximum = kFloor, sum = 0.0f, x[kMaxUnits] = {};
   for (uint s = lane; s < p.splits; s += INT4KV_SIMD) maximum = max(maximum, found[s].x);
   maximum = simd_max(maximum);
-  for (uint s = simdgroup; s < p.splits; s += M) {
-    float weight = fast::exp2(found[s].x - maximum);
-    const device float* row = partial + (long(index) * p.splits + s) * p.head_dim + lane;
-    sum = fma(weight, found[s].y, sum);
-    for (uint u = 0; u < kMaxUnits; u++) {
-      if (u < units) x[u] = fma(weight, row[INT4KV_UNIT * u], x[u]);
+  for (uint s = simdgroup; s < p.splits; s += kTogether * M) {
+    float part[kTogether][kMaxUnits];
+    float2 statistic[kTogether];
+#pragma unroll
+    for (uint i = 0; i < kTogether; i++) {
+      uint held = min(s + i * M, p.splits - 1);
+      statistic[i] = found[held];
+      const device float* row = partial + (long(index) * p.splits + held) * p.head_dim + lane;
+#pragma unroll
+      for (uint u = 0; u < kMaxUnits; u++) part[i][u] = u < units ? row[INT4KV_UNIT * u] : 0.0f;
+    }
+#pragma unroll
+    for (uint i = 0; i < kTogether; i++) {
+      float weight = s + i * M < p.splits ? fast::exp2(statistic[i].x - maximum) : 0.0f;
+      sum = fma(weight, statistic[i].y, sum);
+#pragma unroll
+      for (uint u = 0; u < kMaxUnits; u++) x[u] = fma(weight, part[i][u], x[u]);
     }
   }
   for (uint u = 0; u < kMaxUnits; u++) rows[simdgroup * INT4KV_MAX_HEAD_DIM + INT4KV_UNIT * u + lane] = x[u];
@@ -36,7 +49,7 @@ template <uint M>
   QueryRow row = {index / p.queries % p.heads, index % p.queries, true};
   uint batch = index / p.queries / p.heads, kv_head = row.head / (p.heads / p.kv_heads);
   Output output = {v_rotation, v_centre, out, nullptr, nullptr};
-  write_output(p, x, sum, batch, kv_head, row, lane, output);
+  write_output(p, x, sum, batch, kv_head, row, units, lane, output);
 }
 
 INT4KV_ENTRY(merge, INT4KV_MERGE_SIMDGROUPS, merge_splits<INT4KV_MERGE_SIMDGROUPS>)

@@ -46,10 +46,30 @@ inline uint slot_of(uint first_slot, uint token, uint capacity) {
   return slot < capacity ? slot : slot - capacity;
 }
 
-inline void load_row(const device void* data, constant Int4kvRows& rows, long offset, uint units, uint lane, thread float* x) {
-  for (uint u = 0; u < kMaxUnits; u++) {
-    if (u < units) x[u] = load(data, rows.type, offset + long(INT4KV_UNIT * u + lane) * rows.channel);
+template <int R, typename T>
+inline void load_rows_of(const device T* data, thread const long* offsets, long step, uint units, thread float* x) {
+#pragma unroll
+  for (int r = 0; r < R; r++) {
+#pragma unroll
+    for (uint u = 0; u < kMaxUnits; u++) {
+      if (u < units) x[r * kMaxUnits + u] = float(data[offsets[r] + long(INT4KV_UNIT * u) * step]);
+    }
   }
+}
+
+// R rows, each kMaxUnits after the one before. The type is asked for once, so that all loads are on their way together.
+template <int R>
+inline void load_rows(
+    const device void* data, constant Int4kvRows& rows, thread const long* offsets, uint units, uint lane, thread float* x) {
+  long first[R];
+  for (int r = 0; r < R; r++) first[r] = offsets[r] + long(lane) * rows.channel;
+  if (rows.type == INT4KV_FLOAT32) load_rows_of<R>((const device float*)data, first, rows.channel, units, x);
+  else if (rows.type == INT4KV_FLOAT16) load_rows_of<R>((const device half*)data, first, rows.channel, units, x);
+  else load_rows_of<R>((const device bfloat*)data, first, rows.channel, units, x);
+}
+
+inline void load_row(const device void* data, constant Int4kvRows& rows, long offset, uint units, uint lane, thread float* x) {
+  load_rows<1>(data, rows, &offset, units, lane, x);
 }
 
 inline void store_row(device void* data, constant Int4kvRows& rows, long offset, uint units, uint lane, const thread float* x) {

@@ -4,6 +4,12 @@
 
 #include "codes.h"
 
+template <int N, typename T>
+inline void load_steps(const device T* from, long step, thread float* x) {
+#pragma unroll
+  for (int i = 0; i < N; i++) x[i] = float(from[i * step]);
+}
+
 struct Source {
   const device uchar* codes;
   const device half* scales;
@@ -16,9 +22,10 @@ struct Source {
   uint slot(int token) const {
     return slot_of(first_slot, uint(token - origin), capacity);
   }
-  // Whether `count` aligned rows from `token` on lie one after the other.
+  // Whether `count` aligned rows from `token` on lie one after the other, from a multiple of their number on: beyond the end of a ring
+  // tiles may begin at other slots.
   bool is_together(int token, uint count) const {
-    return aligned && slot(token) + count <= capacity;
+    return aligned && slot(token) % count == 0 && slot(token) + count <= capacity;
   }
   const device uchar* row(int token) const {
     return codes + long(slot(token)) * token_bytes;
@@ -29,6 +36,14 @@ struct Source {
   // Of a plain row.
   float channel(const device uchar* row, uint c) const {
     return load(row, type, long(c) * step);
+  }
+  // N of them in a row; the type is asked for once, so that all loads are on their way together.
+  template <int N>
+  void channels(const device uchar* row, uint c, thread float* x) const {
+    long first = long(c) * step;
+    if (type == INT4KV_FLOAT32) load_steps<N>((const device float*)row + first, step, x);
+    else if (type == INT4KV_FLOAT16) load_steps<N>((const device half*)row + first, step, x);
+    else load_steps<N>((const device bfloat*)row + first, step, x);
   }
 };
 

@@ -115,17 +115,37 @@ inline void load_values(thread const Source& source, int tile, int last, bool to
   load_words_of<D, B>(source, tile, last, together, at, words);
 }
 
+// Asks for a tile ahead of its loads, where there is a way to.
 template <int D, int B>
-inline void load_scales(thread const Source& source, int tile, int last, bool together, Place at, thread half* scales) {
+inline void request_tile(thread const Source&, int, Place) {}
+
+// Of a lane's N tokens of a tile.
+template <int N>
+struct Scales {
+  half of[N];
+};
+
+template <int N>
+inline float scale_of(thread const Scales<N>& scales, int i) {
+  return float(scales.of[i]);
+}
+
+template <int N>
+inline void set_scale(thread Scales<N>& scales, int i, float x) {
+  scales.of[i] = half(x);
+}
+
+template <int D, int B>
+inline void load_scales(thread const Source& source, int tile, int last, bool together, Place at, thread Scales<B>& scales) {
   int token = tile + at.token(B);
   if (together && B == 4) {
     half4 four = *(const device half4*)(source.scales + source.slot(token));
-    for (int b = 0; b < B; b++) scales[b] = four[b];
+    for (int b = 0; b < B; b++) scales.of[b] = four[b];
   } else if (together && B == 2) {
     half2 two = *(const device half2*)(source.scales + source.slot(token));
-    for (int b = 0; b < B; b++) scales[b] = two[b];
+    for (int b = 0; b < B; b++) scales.of[b] = two[b];
   } else {
-    for (int b = 0; b < B; b++) scales[b] = half(source.scale(min(token + b, last - 1), 0));
+    for (int b = 0; b < B; b++) scales.of[b] = half(source.scale(min(token + b, last - 1), 0));
   }
 }
 
@@ -166,13 +186,13 @@ inline void clear(thread Sums<D>& sums) {
 
 // Whether a scale is too large for the sums: of fp32, never.
 template <int D, int N>
-inline bool outgrows(thread const Sums<D>&, thread const half*) {
+inline bool outgrows(thread const Sums<D>&, thread const Scales<N>&) {
   return false;
 }
 
 // The sums of column e times by[e]; a lane's row of O is another column than those of its scores.
 template <int D, int N>
-inline void rescale(thread Sums<D>& sums, thread const float* by, thread const half*, Place at) {
+inline void rescale(thread Sums<D>& sums, thread const float* by, thread const Scales<N>&, Place at) {
   ushort from = ushort(fragment_lane(0, at.row & 6));
   float even = simd_shuffle(by[0], from), odd = simd_shuffle(by[1], from), factor = at.row & 1 ? odd : even;
   for (int f = 0; f < D / 8; f++) {
@@ -182,12 +202,12 @@ inline void rescale(thread Sums<D>& sums, thread const float* by, thread const h
 }
 
 template <int B>
-inline void transpose_weights(thread const float* weight, thread const float* scale, Place at, threadgroup float* weights) {
+inline void transpose_weights(thread const float* weight, thread const Scales<B>& scale, Place at, threadgroup float* weights) {
   simdgroup_barrier(mem_flags::mem_threadgroup);  // the weights of the tile before have been read
   for (int e = 0; e < kLaneColumns; e++) {
     for (int b = 0; b < B; b++) {
       float x = weight[e * B + b];
-      weights[at.column(e) * kWeightStride + 8 * b + at.row] = x == 0.0f ? 0.0f : x * scale[b];  // what is not seen may be NaN
+      weights[at.column(e) * kWeightStride + 8 * b + at.row] = x == 0.0f ? 0.0f : x * scale_of(scale, b);  // what is not seen may be NaN
     }
   }
   simdgroup_barrier(mem_flags::mem_threadgroup);
@@ -201,11 +221,9 @@ inline Fragment weight_fragment(const threadgroup float* weights, int b, Place a
 // O += P^T V, weight[e * B + b] being P of column e and token b. `weights`: this simdgroup's part of the scratch.
 template <int D, int B>
 inline void add_codes(
-    thread const TileWords<D, B>& words, Coding coding, thread const float* weight, thread const half* scales, Place at,
+    thread const TileWords<D, B>& words, Coding coding, thread const float* weight, thread const Scales<B>& scales, Place at,
     threadgroup float* weights, thread Sums<D>& sums) {
-  float scale[B];
-  for (int b = 0; b < B; b++) scale[b] = float(scales[b]);
-  transpose_weights<B>(weight, scale, at, weights);
+  transpose_weights<B>(weight, scales, at, weights);
   for (int b = 0; b < B; b++) {
     Fragment column_weights = weight_fragment(weights, b, at);
     for (uint w = 0; w < D / 32; w++) {
@@ -244,10 +262,10 @@ inline void score_plain(
 
 // 1, or NaN when a value row holds a NaN or an infinity: a fragment of it would reach the columns that do not see the token.
 template <int D>
-inline float plain_scale(thread const Source& source, const device uchar* row, uint quarter) {
+inline half plain_scale(thread const Source& source, const device uchar* row, uint quarter) {
   float probe = 0.0f;
   for (int c = 0; c < D / 4; c++) probe = fma(source.channel(row, quarter * (D / 4) + c), 0.0f, probe);
-  return 1.0f + row_sum(probe);
+  return half(1.0f + row_sum(probe));
 }
 
 template <int D>
@@ -255,13 +273,13 @@ inline void add_plain(
     thread const Source& source, int tile, int last, thread const float* weight, Place at, threadgroup float* weights,
     thread Sums<D>& sums) {
   const device uchar* row = source.row(min(tile + int(at.row), last - 1));
-  float scale = plain_scale<D>(source, row, at.quarter);
-  transpose_weights<1>(weight, &scale, at, weights);
+  Scales<1> scale = {{plain_scale<D>(source, row, at.quarter)}};
+  transpose_weights<1>(weight, scale, at, weights);
   Fragment column_weights = weight_fragment(weights, 0, at);
   for (uint w = 0; w < D / 32; w++) {
     for (uint t = 0; t < kPairs; t++) {
       Fragment value = plain_fragment<D>(source, row, at.quarter, w, t);
-      if (isnan(scale)) value = fragment_of(0.0f, 0.0f);
+      if (isnan(scale_of(scale, 0))) value = fragment_of(0.0f, 0.0f);
       simdgroup_multiply_accumulate(sums.o[kPairs * w + t], column_weights, value, sums.o[kPairs * w + t]);
     }
   }
