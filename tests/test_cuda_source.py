@@ -82,8 +82,13 @@ def test_every_width_and_codebook_compiles(program, tmp_path, codebook):
 
 
 def test_a_refusal_names_the_kernel_and_has_the_compilers_words(program, tmp_path):
-    code, words, _ = compiled(program, tmp_path, 1, [(SIMD, 2, 4, 4, LLOYD)])
-    assert code == 1 and "int4kv: the CUDA kernel attend_simd_2 (K 4, V 4, lloyd) cannot be compiled for sm_1: NVRTC_ERROR_INVALID_OPTION" in words
+    code, words, _ = compiled(program, tmp_path, 999, [(SIMD, 2, 4, 4, LLOYD)])
+    assert code == 1 and "int4kv: the CUDA kernel attend_simd_2 (K 4, V 4, lloyd) cannot be compiled for sm_999: NVRTC_ERROR_INVALID_OPTION" in words
+
+
+def test_an_older_gpu_is_refused(program, tmp_path):
+    code, words, _ = compiled(program, tmp_path, 75, [(MERGE, 0, 0, 0, 0)])
+    assert code == 1 and "int4kv: the GPU has compute capability 7.5; accepted are 8.0 and newer" in words
 
 
 def test_a_kernel_is_compiled_once_for_all_processes(program, tmp_path):

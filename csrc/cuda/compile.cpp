@@ -13,6 +13,8 @@
 namespace int4kv {
 namespace {
 
+constexpr int kLeastCapability = 80;  // the matrix units that csrc/cuda/tiles.h asks for
+
 struct Destroy {
   void operator()(nvrtcProgram program) const {
     Nvrtc::shared().destroy(&program);
@@ -73,6 +75,9 @@ std::string run_nvrtc(const Kernel& kernel, int capability, const std::vector<st
 } // namespace
 
 std::string compile(const Kernel& kernel, int capability) {
+  TORCH_CHECK(
+      capability >= kLeastCapability, "int4kv: the GPU has compute capability ", capability / 10, ".", capability % 10, "; accepted are ",
+      kLeastCapability / 10, ".", kLeastCapability % 10, " and newer");
   const std::vector<std::string> options = options_of(kernel, capability);
   int major = 0, minor = 0;
   Nvrtc::shared().version(&major, &minor);

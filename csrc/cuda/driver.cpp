@@ -25,8 +25,6 @@ Driver load_driver() {
   void* library = open("libcuda.so.1");
   Driver driver;
   find(library, "cuCtxGetCurrent", driver.context_get_current);
-  find(library, "cuFuncGetAttribute", driver.function_attribute);
-  find(library, "cuFuncSetAttribute", driver.set_function_attribute);
   find(library, "cuGetErrorString", driver.error_string);
   find(library, "cuLaunchKernel", driver.launch);
   find(library, "cuModuleGetFunction", driver.module_function);

@@ -8,8 +8,6 @@ namespace int4kv {
 
 struct Driver {
   decltype(&cuCtxGetCurrent) context_get_current;
-  decltype(&cuFuncGetAttribute) function_attribute;
-  decltype(&cuFuncSetAttribute) set_function_attribute;
   decltype(&cuGetErrorString) error_string;
   decltype(&cuLaunchKernel) launch;
   decltype(&cuModuleGetFunction) module_function;
