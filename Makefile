@@ -14,10 +14,13 @@ OLDER  := 4.57.6 5.0.0
 TEST_PACKAGES := clang-19 libclang-rt-19-dev libgnustep-base-dev libblocksruntime-dev clang-22 lld-22 llvm-22 \
                  g++-aarch64-linux-gnu qemu-user libsimde-dev
 
+# CUDA's compiler for run time and its headers: the kernels' and the host's source is compiled for CUDA where there is no GPU
+CUDA_WHEELS := nvidia-cuda-nvrtc==13.0.* nvidia-cuda-runtime==13.0.* nvidia-cuda-crt==13.0.*
+
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/*/* csrc/*/*/*)
 LINUX := $(filter Linux,$(shell uname -s))
 
-.PHONY: demo test test-older test-mps test-packages build clean
+.PHONY: demo test test-older test-mps test-cuda test-packages build clean
 demo: build
 	$(VENV)/bin/int4kv demo
 
@@ -28,6 +31,11 @@ test: $(if $(LINUX),test-packages) build $(VENV)/.test
 
 test-mps:
 	$(PY) -m pytest -n 2 --dist worksteal --device mps
+
+# On a machine with an NVIDIA GPU and a torch built for CUDA: the same suite on it.
+test-cuda: $(VENV)/.test
+	INT4KV_CUDA=1 $(PIP) --no-build-isolation --editable .
+	$(PY) -m pytest -n 2 --dist worksteal --device cuda
 
 test-packages:
 	@missing=""; for p in $(TEST_PACKAGES); do dpkg -s $$p > /dev/null 2>&1 || missing="$$missing $$p"; done; \
@@ -57,7 +65,7 @@ $(VENV)/.built: $(VENV)/.base $(SOURCES)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.built
-	$(PIP) pytest pytest-timeout pytest-xdist hypothesis cmake lm-eval accelerate
+	$(PIP) pytest pytest-timeout pytest-xdist hypothesis cmake lm-eval accelerate $(CUDA_WHEELS)
 	@touch $@
 
 $(VENV)/transformers-%/.done: $(VENV)/.test
