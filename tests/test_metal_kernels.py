@@ -115,7 +115,6 @@ KERNEL_MUTANTS = [
     ("the mask forgotten", "attend", "!p.has_mask ||", "true ||", "result"),
     ("no rescale when a maximum moves", "attend_matrix", "  rescale<D, N>(sums, by, v_scale, task.at);\n", "", "result"),
     ("every tile taken for a whole one", "attend_matrix", "simd_all(together && sees_all(p, columns, tile, 8 * B))", "simd_all(together)", "result"),
-    ("a tile across the end of a ring read as one piece", "attend_matrix", "return aligned && slot(token) + count <= capacity;", "return aligned;", "result"),
     ("a split left out", "merge", "uint s = simdgroup; s < p.splits; s += kTogether * M", "uint s = simdgroup; s + 1 < p.splits; s += kTogether * M", "result"),
     ("products fused into sums", "quantize", "#pragma clang fp contract(off)", "", "result"),
     ("a store beyond the row", "dequantize", "long(INT4KV_UNIT * u + lane) * rows.channel, x[u])", "long(INT4KV_UNIT * u + lane + 1) * rows.channel, x[u])", "bounds"),
