@@ -61,15 +61,15 @@ def written(ops, signs, device, head_dim, tokens, capacity, rows, recipe=Recipe(
     return there
 
 
-def attended(ops, signs, device, there, group, queries, tokens, **options):
-    """attend over tokens 5 .. 5 + tokens with ring, sinks, V's centre, mask and softcap."""
+def attended(ops, signs, device, there, group, queries, tokens, sharpness=1, **options):
+    """attend over tokens 5 .. 5 + tokens with ring, sinks, V's centre, mask and softcap; `sharpness` spreads the scores."""
     head_dim, generator = there[4].shape[-1], torch.Generator().manual_seed(1)
     q, k_sink, v_sink, v_centre = (torch.randn(2, *shape, head_dim, generator=generator).to(device)
                                    for shape in ((2 * group, queries), (2, 8), (2, 8), (2,)))
     mask = torch.rand(2, 1, queries, tokens, generator=torch.Generator().manual_seed(2)) > 0.2
     mask[1, :, 1:2] = False  # a query that sees nothing
     rows = there[4].shape[2]
-    return ops.attend(q, *there[:4], 5, 5 + tokens, head_dim**-0.5, k_rotation=signs.to(device), v_rotation=signs.to(device),
+    return ops.attend(q, *there[:4], 5, 5 + tokens, sharpness * head_dim**-0.5, k_rotation=signs.to(device), v_rotation=signs.to(device),
                       v_centre=v_centre, k_recent=there[4], v_recent=there[5], recent_start=5 + max(tokens - rows, 0), recent_window=6,
                       k_sink=k_sink.half(), v_sink=v_sink.half(), **({"mask": mask.to(device), "softcap": 10.0} | options))
 
@@ -109,6 +109,7 @@ def split_calls(ops, device):
     for tokens, calls in ((600, ((1, 0), (6, 0), (6, 550))), (9000, ((1, 0), (6, 0)))):
         there = written(ops, signs, device, 64, tokens, capacity=tokens, rows=9)
         yield from (attended(ops, signs, device, there, group, 1, tokens, mask=None, window=window) for group, window in calls)
+        yield attended(ops, signs, device, there, 6, 1, tokens, sharpness=8, mask=None, softcap=0.0)
 
 
 def on_the_edges(tokens, head_dim):

@@ -23,9 +23,9 @@ struct Columns {
   int from[kLaneColumns], to[kLaneColumns];
 };
 
-// Which tokens a pass of a simdgroup reads: tiles from first on, `stride` apart, below last; every column sees [inner, inner_end).
+// Which tokens a pass of a simdgroup reads: tiles from first on, `stride` apart, below last.
 struct Pass {
-  int first, last, stride, inner, inner_end;
+  int first, last, stride;
 };
 
 // What every step of the loop needs of the threadgroup's task.
@@ -52,6 +52,12 @@ inline void relative_scores(
     float reference = reference_of(columns.maximum[e]);
     for (int i = 0; i < N; i++) x[e * N + i] = capped(p, score[e * N + i] * scale_of(scales, i)) - reference;
   }
+}
+
+inline bool sees_all(constant Int4kvAttend& p, thread const Columns& columns, int token, int count) {
+  bool all = p.has_mask == 0;
+  for (int e = 0; e < kLaneColumns; e++) all = all && token >= columns.from[e] && token + count <= columns.to[e];
+  return all;
 }
 
 // Of a token that no column of the lane sees the value's scale may be anything.
@@ -126,7 +132,7 @@ inline void read_codes(
   if (pass.first < pass.last) load_keys<D, B>(k, pass.first, pass.last, together, task.at, k_words);
   request_tile<D, B>(v, pass.first + pass.stride, task.at);
   for (int tile = pass.first; tile < pass.last; tile += pass.stride) {
-    bool whole = simd_all(together && tile >= pass.inner && tile + 8 * B <= pass.inner_end);
+    bool whole = simd_all(together && sees_all(p, columns, tile, 8 * B));
     ValueWords<D, B> v_words;
     Scales<N> k_scale, v_scale;
     float score[kLaneColumns * N];
@@ -199,8 +205,6 @@ template <int D, int B>
   pass.last = min(last.exact, share.to);
   pass.first = share.from < pass.last ? tile_start(p.k, max(first.coded, share.from), 8 * B) + int(simdgroup) * 8 * B : pass.last;
   pass.stride = int(INT4KV_SIMDGROUPS) * 8 * B;
-  pass.inner = p.has_mask ? pass.last : max(last.coded, share.from);
-  pass.inner_end = min(first.exact, share.to);
   Source k = source_of(p.k, coding_of(k_bits, codebook, lane), k_codes, k_scales, batch, kv_head, 0);
   Source v = source_of(p.v, coding_of(v_bits, codebook, lane), v_codes, v_scales, batch, kv_head, 0);
   request_tile<D, B>(k, pass.first, task.at);
