@@ -8,6 +8,7 @@ MUTATED takes the place of the file of that name in csrc/mps or csrc/gpu. RIG_RE
 import sys
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -162,9 +163,11 @@ def edge_calls(ops, device):
 
 
 def all_calls(device):
-    """Every result, in order, as CPU tensors: the two devices must agree."""
-    from int4kv import ops
+    """Every result, in order, as CPU tensors: the two devices must agree. On the CPU attention is the reference's, in fp32 throughout."""
+    from int4kv import ops, reference
 
+    if device == "cpu":
+        ops = SimpleNamespace(quantize=ops.quantize, quantize_kv=ops.quantize_kv, dequantize=ops.dequantize, attend=reference.attend)
     return [r.cpu() for calls in (default_calls, recipe_calls, edge_calls, split_calls) for r in calls(ops, device)]
 
 
