@@ -28,11 +28,11 @@ at::Tensor attend(
   const int book = codebook_of(codebook);
   const int64_t batch = q.size(0), heads = q.size(1), queries = q.size(2), head_dim = q.size(3);
   const at::Tensor out = at::empty({batch, queries, heads, head_dim}, q.options()).transpose(1, 2);
-  const Attention attention{
+  Attention attention{
       Rows(q), Rows(out), Source(k_codes, k_scales, head_dim, book), Source(v_codes, v_scales, head_dim, book),
       plain_source(k_recent, recent_window > 0), plain_source(v_recent, recent_window > 0), plain_source(k_sink), plain_source(v_sink),
       expanded_mask(mask, q, end - start), Rotation(k_rotation, head_dim), Rotation(v_rotation, head_dim),
-      v_centre ? v_centre->expand({batch, -1, -1}).contiguous() : at::Tensor(), batch, heads, k_codes.size(1), queries, head_dim,
+      Centre(v_centre), batch, heads, k_codes.size(1), queries, head_dim,
       start, end, recent_start, recent_window, window, static_cast<float>(scale), static_cast<float>(softcap), causal};
   attention.run();
   return out;

@@ -13,7 +13,7 @@
 namespace int4kv {
 namespace {
 
-// Tiles of an item's tokens, times items, from which starting threads pays.
+// Tiles of an item's tokens, times items, from which threads are started; chosen, not tuned.
 constexpr int64_t kParallelTiles = 8;
 constexpr int64_t kMergedRows = 64;  // rows that a thread joins at least
 
@@ -56,24 +56,19 @@ void Attention::merge(int64_t row) const {
   for (int64_t c = 0; c < head_dim; ++c) joined[c] *= inverse;
   const int64_t head = row / queries % heads, b = row / queries / heads;
   v_rotation.invert(joined, head / group(), head_dim);
-  if (v_centre.defined() && total != 0.0f) {
-    const float* centre = v_centre.const_data_ptr<float>() + (b * kv_heads + head / group()) * head_dim;
-    for (int64_t c = 0; c < head_dim; ++c) joined[c] += centre[c];
-  }
-  store_row(out, b, head, row % queries, head_dim, joined);
+  store_row(out, b, head, row % queries, head_dim, joined, total == 0.0f ? nullptr : v_centre.of(b, head / group()));
 }
 
-void Attention::run() const {
-  Attention a = *this;
-  a.splits = count_splits(items(), tiles());
-  a.partial = scratch(a.splits * rows() * (head_dim + 2));
-  const int64_t count = a.items() * a.splits, grain = a.items() * tiles() < kParallelTiles ? count : 1;
+void Attention::run() {
+  splits = count_splits(items(), tiles());
+  partial = scratch(splits * rows() * (head_dim + 2));
+  const int64_t count = items() * splits, grain = items() * tiles() < kParallelTiles ? count : 1;
   at::parallel_for(0, count, std::max<int64_t>(grain, 1), [&](int64_t begin, int64_t stop) {
     const FlushDenormals flush;
-    for (int64_t i = begin; i < stop; ++i) Item(a, i).run();
+    for (int64_t i = begin; i < stop; ++i) Item(*this, i).run();
   });
   at::parallel_for(0, rows(), kMergedRows, [&](int64_t begin, int64_t stop) {
-    for (int64_t row = begin; row < stop; ++row) a.merge(row);
+    for (int64_t row = begin; row < stop; ++row) merge(row);
   });
 }
 

@@ -6,9 +6,10 @@
 //     |----|=sinks=|=======codes=========|======recent======|------|      lo: window;  p: the query's own position
 //
 // The query rows of one KV head are numbered query * group + head of the group. Work item = (batch, kv head, kItemRows of them, split of
-// the token axis). An item takes tile after tile of its tokens; its rows, kBlockRows at a time, share what was loaded. Splits fill the threads when there are few items
-// (decode); merge() joins them, rotates back and writes the output.
+// the token axis). An item takes tile after tile of its tokens; its rows, kBlockRows at a time, share what was loaded. Splits fill the
+// threads when there are few items (decode); merge() joins them, rotates back and writes the output.
 #pragma once
+#include "centre.h"
 #include "kernels.h"
 #include "rotation.h"
 #include "rows.h"
@@ -28,7 +29,7 @@ struct Attention {
   std::optional<Source> k_recent, v_recent, k_sink, v_sink;
   std::optional<Rows> mask;
   Rotation k_rotation, v_rotation;
-  at::Tensor v_centre;
+  Centre v_centre;
   int64_t batch, heads, kv_heads, queries, head_dim, start, end, recent_start, recent_window, window;
   float scale, softcap;
   bool causal;
@@ -43,7 +44,7 @@ struct Attention {
   float* partial_of(int64_t split, int64_t row) const { return partial + (split * rows() + row) * (head_dim + 2); }
 
   Span span(int64_t query) const;
-  void run() const;
+  void run();
 
  private:
   void merge(int64_t row) const;

@@ -5,7 +5,6 @@
 
 namespace int4kv {
 
-constexpr float kLog2e = 1.44269504f;
 constexpr int kBlocks = kItemRows / kBlockRows;
 
 struct Item::Memory {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "centre.h"
 #include "kernels.h"
 #include "rotation.h"
 #include "rows.h"
@@ -15,34 +16,6 @@ namespace {
 // Two threads start with twice as many rows: 128 of head_dim 128 took 54 us on one thread and 36 on two, 64 still 34 and 26 (2 cores of an
 // EPYC, AVX2, threads awake).
 constexpr int64_t kRowsPerThread = 64;
-
-// One vector per head, [batch or 1, heads, head_dim]; null without one.
-struct Centre {
-  at::Tensor rows;
-  int64_t batches, heads, head_dim;
-
-  explicit Centre(const OptionalTensor& centre)
-      : rows(centre ? centre->contiguous() : at::Tensor()), batches(centre ? rows.size(0) : 0), heads(centre ? rows.size(1) : 0),
-        head_dim(centre ? rows.size(2) : 0) {}
-
-  const float* of(int64_t b, int64_t h) const {
-    return rows.defined() ? rows.const_data_ptr<float>() + ((batches > 1 ? b * heads : 0) + h) * head_dim : nullptr;
-  }
-};
-
-// of(b, h, t) for the rows begin .. end of [batch, heads, tokens]: divisions once, not for every row.
-template <typename Of>
-void for_rows(int64_t begin, int64_t end, int64_t heads, int64_t tokens, Of of) {
-  int64_t t = begin % tokens, h = begin / tokens % heads, b = begin / tokens / heads;
-  for (int64_t i = begin; i < end; ++i) {
-    of(b, h, t);
-    if (++t < tokens) continue;
-    t = 0;
-    if (++h < heads) continue;
-    h = 0;
-    ++b;
-  }
-}
 
 // Everything one tensor's rows need on their way into the cache.
 struct Writer {
@@ -131,7 +104,7 @@ at::Tensor dequantize(
   at::parallel_for(0, batch * heads * tokens, kRowsPerThread, [&](int64_t begin, int64_t stop) {
     alignas(64) float row[INT4KV_MAX_HEAD_DIM];
     for_rows(begin, stop, heads, tokens, [&](int64_t b, int64_t h, int64_t t) {
-      source.decode(b, h, start + t, 1, head_dim, row);
+      source.decode(b, h, start + t, head_dim, row);
       back.invert(row, h, head_dim);
       store_row(rows, b, h, t, head_dim, row, centres.of(b, h));
     });

@@ -19,15 +19,9 @@ Source::Source(const at::Tensor& codes_, const at::Tensor& scales_, int64_t head
   bits = bits_of(codes_, head_dim);
 }
 
-void Source::decode(int64_t b, int64_t h, int64_t first, int64_t count, int64_t head_dim, float* out) const {
-  for (int64_t i = 0; i < count; ++i, out += head_dim) {
-    const int64_t slot = (first + i) % codes.capacity;
-    scales ? decode_row(b, h, slot, head_dim, out) : load_row(codes, b, h, slot, head_dim, out);
-  }
-}
-
-void Source::decode_row(int64_t b, int64_t h, int64_t slot, int64_t head_dim, float* out) const {
-  const int64_t stored = groups * scales_per_group(codebook);
+void Source::decode(int64_t b, int64_t h, int64_t token, int64_t head_dim, float* out) const {
+  const int64_t slot = token % codes.capacity, stored = groups * scales_per_group(codebook);
+  if (!scales) return load_row(codes, b, h, slot, head_dim, out);
   uint16_t scale[2 * INT4KV_MAX_HEAD_DIM / INT4KV_UNIT];
   for (int64_t i = 0; i < stored; ++i) scale[i] = scales->at<uint16_t>(b, h, slot, i);
   const Packing by{head_dim, head_dim / groups, static_cast<int>(bits), codebook};

@@ -50,14 +50,11 @@ struct Source {
   Source(const at::Tensor& codes_, const at::Tensor& scales_, int64_t head_dim, int codebook_);
   explicit Source(const at::Tensor& rows) : codes(rows), groups(0), bits(0), codebook(INT4KV_UNIFORM) {}
 
-  // out[count, head_dim] = tokens first .. first + count of one head, dequantised, still centred and rotated.
-  void decode(int64_t b, int64_t h, int64_t first, int64_t count, int64_t head_dim, float* out) const;
+  // out[head_dim] = a token of one head, dequantised, still centred and rotated.
+  void decode(int64_t b, int64_t h, int64_t token, int64_t head_dim, float* out) const;
 
-  // Where those tokens lie; count is at most kTile.
+  // Where the tokens first .. first + count lie; count is at most kTile.
   void locate(int64_t b, int64_t h, int64_t first, int count, StoredTile& tile) const;
-
- private:
-  void decode_row(int64_t b, int64_t h, int64_t slot, int64_t head_dim, float* out) const;
 };
 
 } // namespace int4kv

@@ -6,7 +6,7 @@
 
 namespace int4kv {
 
-constexpr int kTile = 64;      // tokens; 32 and 128 were not better (bench/README.md)
+constexpr int kTile = 64;      // tokens: the bits of a word say which a row sees
 constexpr int kBlockRows = 8;  // query rows that share a tile's decoded codes: their sums stay in registers
 constexpr int kRowLanes = 16;  // a number of every row is an array of so many: whole vectors
 constexpr int kMaxCopies = 8;  // simd/: how often a factor is written so that it need not be broadcast
@@ -93,6 +93,7 @@ struct Workspace {
   Weights weights;
 };
 
+constexpr float kLog2e = 1.44269504f;
 constexpr float kFloor = -1e30f;  // the maximum of no scores; a score never is as low
 
 } // namespace int4kv

@@ -12,22 +12,6 @@ inline void widen_three(const uint8_t* low, const uint8_t* high, uint8_t* nibble
   std::memcpy(nibbles, words, 16);
 }
 
-// Five bits as bytes of codes: 16 bytes of nibbles and 4 bytes of one bit become 32 bytes.
-inline void widen_five(const uint8_t* low, const uint8_t* high, uint8_t* codes) {
-  for (int i = 0; i < 16; ++i) {
-    const int fifth = high[i % 4] >> (i / 4);
-    codes[i] = static_cast<uint8_t>((low[i] & 15) | (fifth & 1) << 4);
-    codes[16 + i] = static_cast<uint8_t>((low[i] >> 4) | (fifth & 16));
-  }
-}
-
-inline void widen_eight(const uint8_t* low, const uint8_t* high, uint8_t* codes) {
-  for (int i = 0; i < 16; ++i) {
-    codes[i] = static_cast<uint8_t>((low[i] & 15) | high[i] << 4);
-    codes[16 + i] = static_cast<uint8_t>(low[i] >> 4 | (high[i] & 0xf0));
-  }
-}
-
 // 32 levels from two tables of 16.
 inline void replace_by_levels(const Levels& levels, int count, uint8_t* codes) {
   typedef int8_t Bytes __attribute__((vector_size(4 * kLanes)));
@@ -41,14 +25,10 @@ inline void replace_by_levels(const Levels& levels, int count, uint8_t* codes) {
 
 // Rows of 3, 5 or 8 bits: as nibbles, or as one biased level a byte.
 inline const uint8_t* const* widen(const StoredTile& stored, int count, int head_dim, const Levels& levels, Widened& wide) {
-  const int units = head_dim / INT4KV_UNIT, low = INT4KV_LOW_PLANE(stored.bits), high = INT4KV_HIGH_PLANE(stored.bits);
   for (int t = 0; t < count; ++t) {
-    const uint8_t *from = stored.rows[t], *above = from + 4 * low * units;
-    for (int u = 0; u < units; ++u, from += 4 * low, above += 4 * high) {
-      if (stored.bits == 3) widen_three(from, above, wide.rows[t] + 16 * u);
-      if (stored.bits == 5) widen_five(from, above, wide.rows[t] + 32 * u);
-      if (stored.bits == 8) widen_eight(from, above, wide.rows[t] + 32 * u);
-    }
+    const uint8_t *row = stored.rows[t], *above = row + head_dim / 4;
+    for (int u = 0; stored.bits == 3 && u < head_dim / INT4KV_UNIT; ++u) widen_three(row + 8 * u, above + 4 * u, wide.rows[t] + 16 * u);
+    if (stored.bits != 3) unpack(row, head_dim, stored.bits, wide.rows[t]);
     if (stored.bits == 5) replace_by_levels(levels, head_dim, wide.rows[t]);
   }
   for (int t = 0; t < kTile; ++t) wide.at[t] = wide.rows[t < count ? t : count - 1];
@@ -66,7 +46,7 @@ inline void load_scales(const StoredTile& stored, const Levels& levels, TileSide
   }
 }
 
-// The rows of the next tile, while this one is worked on: 12 to 16 % of a call whose cache is in memory.
+// The rows of the next tile, while this one is worked on.
 inline void fetch_ahead(const StoredTile& stored, int bytes) {
   for (int t = 0; t < kTile; ++t) {
     for (int at = 0; at < bytes; at += 64) __builtin_prefetch(stored.rows[t] + stored.ahead + at);

@@ -14,7 +14,7 @@ inline float highest_score(const Tile& tile, const QueryBlock& block, int r, flo
   Floats top = splat(kFloor);
   for (int t = 0; t < tile.count; t += kLanes) {
     Floats score = load(scores + t);
-    if (block.softcap > 0) score = tanh(score / block.softcap) * (block.softcap * 1.44269504f);
+    if (block.softcap > 0) score = tanh(score / block.softcap) * (block.softcap * kLog2e);
     if (cut) score = lanes_of(block.seen[r] >> t) ? score : splat(kFloor);
     if (cut || block.softcap > 0) store(scores + t, score);
     top = maximum(score, top);
