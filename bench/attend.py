@@ -13,11 +13,12 @@ import sys
 from functools import partial
 
 import timing  # before torch: it pins the threads
+import options
 import output
 import torch
 from baselines import DTYPES, gqa_names, sdpa_contenders
 from machine import about
-from shapes import DEFAULT, KEYS, parse_layout
+from shapes import KEYS
 from torch.utils._pytree import tree_map_only
 
 import int4kv
@@ -100,25 +101,17 @@ def measured_floors(device: str) -> dict:
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layout", type=parse_layout, nargs="+", default=DEFAULT, help="like 12q2kv128, or a model's name")
     parser.add_argument("--keys", type=int, nargs="+", default=KEYS)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
-    parser.add_argument("--codebook", choices=("lloyd", "uniform", "absmax", "asymmetric"), default="lloyd")
-    parser.add_argument("--bits", type=int, choices=(3, 4, 5, 8), default=4)
     parser.add_argument("--recent", type=int, default=32, help="newest tokens read exactly")
-    parser.add_argument("--device", choices=("cpu", "mps", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="of int4kv's q; default: fp32 on the CPU, else fp16")
-    parser.add_argument("--threads", type=int, help="of torch; default: torch's own choice")
-    parser.add_argument("--rounds", type=int, default=timing.ROUNDS)
-    output.add_options(parser)
-    return parser.parse_args()
+    options.add_options(parser)
+    return options.parse(parser)
 
 
 @torch.inference_mode()
 def main():
     arguments = parse()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     arguments.dtype = arguments.dtype or ("fp32" if arguments.device == "cpu" else "fp16")
     config = int4kv.Int4KVConfig(codebook=arguments.codebook, bits=arguments.bits, recent=arguments.recent)
     clock, floors, facts = timing.clock_for(arguments.device), measured_floors(arguments.device), about(arguments.device)

@@ -12,12 +12,12 @@ import argparse
 from functools import partial
 
 import timing  # before torch: it pins the threads
+import options
 import output
 import torch
 from attend import stored_chunk
 from baselines import DTYPES
 from machine import about
-from shapes import DEFAULT, parse_layout
 
 import int4kv
 from int4kv import ops
@@ -75,24 +75,16 @@ def copy_both(targets, sources) -> None:
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layout", type=parse_layout, nargs="+", default=DEFAULT, help="like 12q2kv128, or a model's name")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 256, 4096, 16384])
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--codebook", choices=("lloyd", "uniform", "absmax", "asymmetric"), default="lloyd")
-    parser.add_argument("--bits", type=int, choices=(3, 4, 5, 8), default=4)
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", help="of keys and values; default: fp32 and bf16 on the CPU, else fp16")
-    parser.add_argument("--device", choices=("cpu", "mps", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, help="of torch; default: torch's own choice")
-    parser.add_argument("--rounds", type=int, default=timing.ROUNDS)
-    output.add_options(parser)
-    return parser.parse_args()
+    options.add_options(parser)
+    return options.parse(parser)
 
 
 @torch.inference_mode()
 def main():
     arguments = parse()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     config = int4kv.Int4KVConfig(codebook=arguments.codebook, bits=arguments.bits)
     clock, facts, rows = timing.clock_for(arguments.device), about(arguments.device), []
     names = arguments.dtype or (["fp32", "bf16"] if arguments.device == "cpu" else ["fp16"])
