@@ -51,9 +51,13 @@ def check_device(name: str, device: torch.device) -> None:
         raise ValueError(f"{name} is on {device}; this build of int4kv has kernels for {', '.join(backends())}{hint}")
 
 
-def prepare(device: torch.device | str, head_dims: list[int], k_bits: int = 4, v_bits: int = 4, codebook: str = "lloyd",
-            paged: bool = False) -> list[str]:
-    """Build a GPU's kernels before they are first needed, those of the paged ops or the others. Returns where they come from, then every kernel built so far; on the CPU []."""
+def prepare(
+    device: torch.device | str, head_dims: list[int], k_bits: int = 4, v_bits: int = 4, codebook: str = "lloyd", paged: bool = False
+) -> list[str]:
+    """Build a GPU's kernels before they are first needed: those of the paged ops, or of the others.
+
+    Returns where they come from, then every kernel built so far; on the CPU [].
+    """
     return torch.ops.int4kv.prepare(torch.empty(0, device=device), head_dims, k_bits, v_bits, codebook, paged)
 
 

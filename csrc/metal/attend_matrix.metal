@@ -1,8 +1,8 @@
 // attend for three to eight query rows at a time, and for chunks in blocks of eight: o = R_v^T softmax2(q' K'^T) V' with
 // q' = log2(e) * scale * R_k q, on matrix units. Packed codes of a symmetric codebook, one scale per row, head_dim 64, 128 or 256.
 //
-// Grid: (splits, kv_heads * blocks, batch or sequences). A threadgroup owns 8 query rows, the columns of the products, of one KV head and one
-// share of their tokens; its simdgroups take tiles of 8 * B tokens in turn and keep their own maximum and sums. tiles.h says which
+// Grid: (splits, kv_heads * blocks, batch or sequences). A threadgroup owns 8 query rows, the columns of the products, of one KV head
+// and one share of their tokens; its simdgroups take tiles of 8 * B tokens in turn and keep their own maximum and sums. tiles.h says which
 // lane owns which token and channel. Each word of codes is read once for all eight columns, 16 bytes at a time; K's scale multiplies
 // the score, V's the weight. The keys of the next tile are asked for before the values of this one are used.
 //
