@@ -31,12 +31,18 @@ void repeat_last(T* of, int count) {
 
 } // namespace
 
-// From a tile's first row to the one a tile later. The rows of a tile that pages share each go their own way: it is a guess for them.
-int64_t Source::bytes_ahead(int64_t b, int64_t first) const {
-  if (!table) return kTile * codes.token;
-  if ((first + kTile) / codes.capacity >= table->width) return 0;
-  const Run here = run(b, first), there = run(b, first + kTile);
-  return (there.batch - here.batch) * codes.batch + (there.slot - here.slot) * codes.token;
+// Asks for a tile of pages ahead, row by row: the pages of two tiles are not the same distance apart.
+void Source::fetch(int64_t b, int64_t h, int64_t first) const {
+  const int64_t end = std::min(first + kTile, table->width * codes.capacity), bytes = scales ? row_bytes : 0;
+  for (int64_t at = first; at < end;) {
+    const Run here = run(b, at);
+    const int64_t n = std::min(end - at, here.count);
+    const char* row = codes.row(here.batch, h, here.slot);
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + i * codes.token + byte);
+    }
+    at += n;
+  }
 }
 
 void Source::locate(int64_t b, int64_t h, int64_t first, int count, StoredTile& tile) const {
@@ -57,7 +63,8 @@ void Source::locate(int64_t b, int64_t h, int64_t first, int count, StoredTile& 
   }
   tile.plain = !scales;
   tile.type = codes.number();
-  tile.ahead = bytes_ahead(b, first);
+  tile.ahead = table ? 0 : kTile * codes.token;
+  if (table) fetch(b, h, first + kTile);
   tile.channel_stride = codes.channel;
   tile.bits = static_cast<int>(bits);
   tile.codebook = codebook;

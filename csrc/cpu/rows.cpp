@@ -17,6 +17,7 @@ Source::Source(const at::Tensor& codes_, const at::Tensor& scales_, int64_t head
   scales.emplace(scales_, axes);
   groups = scales_.size(3) / scales_per_group(codebook);
   bits = bits_of(codes_, head_dim);
+  row_bytes = codes_.size(3);
 }
 
 void Source::decode(int64_t b, int64_t h, int64_t token, int64_t head_dim, float* out) const {

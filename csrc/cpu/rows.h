@@ -64,7 +64,7 @@ struct BlockTable {
 struct Source {
   Rows codes;
   std::optional<Rows> scales;
-  int64_t groups, bits;
+  int64_t groups, bits, row_bytes = 0;
   int codebook;
   std::optional<BlockTable> table;
 
@@ -88,7 +88,7 @@ struct Source {
   void locate(int64_t b, int64_t h, int64_t first, int count, StoredTile& tile) const;
 
  private:
-  int64_t bytes_ahead(int64_t b, int64_t first) const;
+  void fetch(int64_t b, int64_t h, int64_t first) const;
 };
 
 } // namespace int4kv
