@@ -20,6 +20,8 @@ class Int4Cache(Cache):
     attention function than "int4kv" it hands out dense, dequantised tensors.
     """
 
+    layer_class = Int4Layer
+
     def __init__(self, model_config, config: Int4KVConfig | None = None, **overrides):
         self.config = make_config(config, **overrides)
         self.signature = signature(model_config)
@@ -30,7 +32,7 @@ class Int4Cache(Cache):
         if self.config.calibration is not None:
             self.config.calibration.check_model(model_config)
         text, count = text_config(model_config), len(windows)
-        super().__init__(layers=[Int4Layer(self.config, text, window, i, count) for i, window in enumerate(windows)])
+        super().__init__(layers=[self.layer_class(self.config, text, window, i, count) for i, window in enumerate(windows)])
 
     def expect(self, length: int) -> "Int4Cache":
         """Make buffers of this many tokens at once, where the final length is known beforehand. Returns the cache."""

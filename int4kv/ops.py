@@ -72,4 +72,6 @@ _C = _load()
 quantize = torch.ops.int4kv.quantize
 quantize_kv = torch.ops.int4kv.quantize_kv
 attend = torch.ops.int4kv.attend
+append_kv = torch.ops.int4kv.append_kv
+attend_appended = torch.ops.int4kv.attend_appended
 dequantize = torch.ops.int4kv.dequantize

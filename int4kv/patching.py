@@ -5,14 +5,19 @@ import weakref
 from contextlib import contextmanager
 from functools import partial
 
+import torch
 from transformers.utils import logging
 
 from . import ops
 from .attention import NAME
 from .cache import Int4Cache
+from .compiling import EagerForward, compiled_call
 from .config import Int4KVConfig, head_dim_of, layer_windows, make_config, pair, text_config
+from .static import Int4StaticCache
 
 OURS_TO_REPLACE = (None, "dynamic", "hybrid")  # cache_implementation values that mean "the default"
+STATIC = "static"
+LONGEST = "_previous_max_cache_length"  # transformers' name for it: the next static cache is as long, so that its graph fits
 PREALLOCATE = 65536  # tokens; a longer max_length is taken as a limit, not as a plan
 
 logger = logging.get_logger(__name__)
@@ -20,10 +25,10 @@ _last_cache = weakref.WeakKeyDictionary()  # model -> weak reference to the cach
 
 
 class Patch:
-    """What patch() left on a model: the config, what was there before, and the hook to remove."""
+    """What patch() left on a model: the config, what was there before, and the hooks to remove."""
 
-    def __init__(self, config, previous, hook):
-        self.config, self.previous, self.hook = config, previous, hook
+    def __init__(self, config, previous, hooks):
+        self.config, self.previous, self.hooks = config, previous, hooks
 
 
 def patch(model, config: Int4KVConfig | None = None, **overrides):
@@ -43,9 +48,16 @@ def patch(model, config: Int4KVConfig | None = None, **overrides):
     previous = text_config(model.config)._attn_implementation
     set_attention(model, NAME)
     model._prepare_cache_for_generation = partial(_prepare_cache, model)  # unlike a bound method it can be pickled
-    hook = model.register_forward_pre_hook(_give_cache, with_kwargs=True)
-    model._int4kv = Patch(config, previous, hook)
+    model.get_compiled_call = partial(compiled_call, model)
+    model._int4kv = Patch(config, previous, _hooks(model))
     return model
+
+
+def _hooks(model) -> list:
+    eager = EagerForward()
+    return [model.register_forward_pre_hook(_give_cache, with_kwargs=True),
+            model.register_forward_pre_hook(eager.before, with_kwargs=True),
+            model.register_forward_hook(eager.after, always_call=True)]
 
 
 def _prepare_kernels(model, config) -> None:
@@ -68,8 +80,10 @@ def unpatch(model):
     if not is_patched(model):
         raise ValueError(f"model is a {type(model).__name__} that is not patched; accepted: one that int4kv.patch() was called on")
     left = model.__dict__.pop("_int4kv")
-    left.hook.remove()
-    model.__dict__.pop("_prepare_cache_for_generation", None)
+    for hook in left.hooks:
+        hook.remove()
+    for name in ("_prepare_cache_for_generation", "get_compiled_call"):
+        model.__dict__.pop(name, None)
     set_attention(model, left.previous)
     return model
 
@@ -144,14 +158,25 @@ def set_attention(model, name) -> None:
 
 
 def _prepare_cache(model, generation_config, model_kwargs, *args, **kwargs):
-    ours = generation_config.cache_implementation in OURS_TO_REPLACE and generation_config.use_cache is not False
+    ours = generation_config.cache_implementation in (*OURS_TO_REPLACE, STATIC) and generation_config.use_cache is not False
     if model_kwargs.get("past_key_values") is not None or not ours:
-        return type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, *args, **kwargs)
-    mode, _, length = _bind(args, kwargs)
+        type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, *args, **kwargs)
+    else:
+        model_kwargs["past_key_values"] = _new_cache(model, generation_config, *_bind(args, kwargs))
+    cache = model_kwargs.get("past_key_values")
+    if isinstance(cache, Int4StaticCache):  # its prompts come with masks of four dimensions, which do not say what is padding
+        cache.note_padding(model_kwargs.get("attention_mask"))
+
+
+def _new_cache(model, generation_config, mode, _, length):
+    if generation_config.cache_implementation == STATIC:
+        length = max(length, getattr(generation_config, "max_cache_len", None) or 0, getattr(model, LONGEST, 0))
+        setattr(model, LONGEST, length)
+        return Int4StaticCache(model.config, length, model._int4kv.config)
     cache = Int4Cache(model.config, model._int4kv.config).expect(min(length, PREALLOCATE))
     if "assisted" in str(mode).lower() or getattr(generation_config, "is_assistant", False):
         cache.activate_past_recording()
-    model_kwargs["past_key_values"] = cache
+    return cache
 
 
 def _bind(args, kwargs):
@@ -162,6 +187,8 @@ def _bind(args, kwargs):
 
 def _give_cache(model, args, kwargs):
     """Forward pre-hook: a cache for calls that bring none, and the padding mask for a cache that is still empty."""
+    if torch.compiler.is_compiling() and isinstance(kwargs.get("past_key_values"), Int4StaticCache):
+        return args, kwargs
     kwargs = _named(model, args, kwargs)
     cache = kwargs.get("past_key_values")
     if cache is None and _wants_cache(model, kwargs):
@@ -169,11 +196,16 @@ def _give_cache(model, args, kwargs):
     if isinstance(cache, Int4Cache):
         if cache.get_seq_length() == 0:
             cache.check_model(model.config)
-            cache.note_padding(kwargs.get("attention_mask"))
+            _note_padding(cache, kwargs.get("attention_mask"))
         _last_cache[model] = weakref.ref(cache)
     elif cache is not None:
         logger.warning_once(f"int4kv: past_key_values is a {type(cache).__name__}, which is used as it is: nothing is quantised")
     return (), kwargs
+
+
+def _note_padding(cache, attention_mask):
+    if attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2):
+        cache.note_padding(attention_mask)
 
 
 def _named(model, args, kwargs):

@@ -47,6 +47,8 @@ class NextToken:
 class PackedStorage:
     """The buffers of one layer. store() takes keys and values [batch, num_key_value_heads, tokens, head_dim]."""
 
+    croppable = ROLLBACK  # tokens for which the first rows outlive the centre that is made of them
+
     def __init__(self, config: Int4KVConfig, sliding_window: int | None, layer_idx: int, num_layers: int):
         self.config = config.for_layer(layer_idx, num_layers)
         self.sliding_window, self.layer_idx = sliding_window, layer_idx
@@ -161,7 +163,7 @@ class PackedStorage:
                 self.centres[which] = self.early.mean(which, end) if side.centre_kind == "prompt" else self.centres[which]
             first = max(begin - self.codes.capacity, 0)
             self._write(*self.early.rows(first, begin), self.codes, self.recent, first)
-        if end >= self.early.needed + ROLLBACK:  # no crop can unsettle it any more
+        if end >= self.early.needed + self.croppable:  # no crop can unsettle it any more
             self.early = None
 
     # ---- room ----------------------------------------------------------------------------------------------------
