@@ -28,16 +28,16 @@ def compiled_call(model, compile_config):
 
 
 class EagerForward:
-    """A pair of forward hooks around a compiled model.forward: what must run eagerly does, the rest as before."""
+    """Around a call of a compiled model.forward: what must run eagerly does, the rest as before."""
 
     def __init__(self):
         self.stance = None
 
-    def before(self, model, args, kwargs):
-        if not torch.compiler.is_compiling() and must_run_eagerly(kwargs):
+    def begin(self, kwargs) -> None:
+        if must_run_eagerly(kwargs):
             self.stance = torch.compiler.set_stance("force_eager")
 
-    def after(self, model, args, output):
+    def end(self) -> None:
         if self.stance is not None:
             self.stance.__exit__(None, None, None)
             self.stance = None

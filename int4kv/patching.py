@@ -29,6 +29,7 @@ class Patch:
 
     def __init__(self, config, previous, hooks):
         self.config, self.previous, self.hooks = config, previous, hooks
+        self.eager = EagerForward()
 
 
 def patch(model, config: Int4KVConfig | None = None, **overrides):
@@ -49,15 +50,10 @@ def patch(model, config: Int4KVConfig | None = None, **overrides):
     set_attention(model, NAME)
     model._prepare_cache_for_generation = partial(_prepare_cache, model)  # unlike a bound method it can be pickled
     model.get_compiled_call = partial(compiled_call, model)
-    model._int4kv = Patch(config, previous, _hooks(model))
+    hooks = (model.register_forward_pre_hook(_before_forward, with_kwargs=True),
+             model.register_forward_hook(_after_forward, always_call=True))
+    model._int4kv = Patch(config, previous, hooks)
     return model
-
-
-def _hooks(model) -> list:
-    eager = EagerForward()
-    return [model.register_forward_pre_hook(_give_cache, with_kwargs=True),
-            model.register_forward_pre_hook(eager.before, with_kwargs=True),
-            model.register_forward_hook(eager.after, always_call=True)]
 
 
 def _prepare_kernels(model, config) -> None:
@@ -185,11 +181,23 @@ def _bind(args, kwargs):
     return [given.get(name) for name in names]
 
 
-def _give_cache(model, args, kwargs):
-    """Forward pre-hook: a cache for calls that bring none, and the padding mask for a cache that is still empty."""
+def _before_forward(model, args, kwargs):
+    """Forward pre-hook: the cache, and whether this call may be compiled. In a graph both have been seen to."""
     if torch.compiler.is_compiling() and isinstance(kwargs.get("past_key_values"), Int4StaticCache):
         return args, kwargs
     kwargs = _named(model, args, kwargs)
+    _give_cache(model, kwargs)
+    model._int4kv.eager.begin(kwargs)
+    return (), kwargs
+
+
+def _after_forward(model, args, output):
+    if not torch.compiler.is_compiling():
+        model._int4kv.eager.end()
+
+
+def _give_cache(model, kwargs):
+    """A cache for calls that bring none, and the padding mask for a cache that is still empty."""
     cache = kwargs.get("past_key_values")
     if cache is None and _wants_cache(model, kwargs):
         cache = kwargs["past_key_values"] = Int4Cache(model.config, model._int4kv.config)
@@ -200,7 +208,6 @@ def _give_cache(model, args, kwargs):
         _last_cache[model] = weakref.ref(cache)
     elif cache is not None:
         logger.warning_once(f"int4kv: past_key_values is a {type(cache).__name__}, which is used as it is: nothing is quantised")
-    return (), kwargs
 
 
 def _note_padding(cache, attention_mask):
