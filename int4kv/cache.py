@@ -64,6 +64,11 @@ class Int4Cache(Cache):
             if mine != its:
                 raise ValueError(f"past_key_values was made for a model with {name} {mine}; this model has {its}")
 
+    def hold_heads(self, heads: slice | None) -> None:
+        """Which of the model's KV heads come here, where tensor parallelism splits them: what is calibrated per head is cut to these."""
+        for layer in self.layers:
+            layer.held_heads = heads
+
     def memory_footprint(self) -> int:
         """Bytes of every tensor held: codes, scales, exact rows and centres of all layers, and the rotations they share."""
         return sum(layer.nbytes for layer in self.layers) + self.rotation_bytes()

@@ -14,6 +14,7 @@ from .cache import Int4Cache
 from .compiling import EagerForward, compiled_call
 from .config import Int4KVConfig, head_dim_of, layer_windows, make_config, pair, text_config
 from .static import Int4StaticCache
+from .tensor_parallel import check_heads, held_heads, hold_whole_heads
 
 OURS_TO_REPLACE = (None, "dynamic", "hybrid")  # cache_implementation values that mean "the default"
 STATIC = "static"
@@ -27,8 +28,8 @@ _last_cache = weakref.WeakKeyDictionary()  # model -> weak reference to the cach
 class Patch:
     """What patch() left on a model: the config, what was there before, and the hooks to remove."""
 
-    def __init__(self, config, previous, hooks):
-        self.config, self.previous, self.hooks = config, previous, hooks
+    def __init__(self, config, previous, hooks, heads):
+        self.config, self.previous, self.hooks, self.heads = config, previous, hooks, heads
         self.eager = EagerForward()
 
 
@@ -43,8 +44,10 @@ def patch(model, config: Int4KVConfig | None = None, **overrides):
     Int4Cache(model.config, config)  # refuses what does not fit this model before anything is changed
     for device in devices_of(model):
         ops.check_device("model", device)
+    check_heads(model)
     if is_patched(model):
         unpatch(model)
+    hold_whole_heads(model)
     _prepare_kernels(model, config)
     previous = text_config(model.config)._attn_implementation
     set_attention(model, NAME)
@@ -52,7 +55,7 @@ def patch(model, config: Int4KVConfig | None = None, **overrides):
     model.get_compiled_call = partial(compiled_call, model)
     hooks = (model.register_forward_pre_hook(_before_forward, with_kwargs=True),
              model.register_forward_hook(_after_forward, always_call=True))
-    model._int4kv = Patch(config, previous, hooks)
+    model._int4kv = Patch(config, previous, hooks, held_heads(model))
     return model
 
 
@@ -204,6 +207,7 @@ def _give_cache(model, kwargs):
     if isinstance(cache, Int4Cache):
         if cache.get_seq_length() == 0:
             cache.check_model(model.config)
+            cache.hold_heads(model._int4kv.heads)
             _note_padding(cache, kwargs.get("attention_mask"))
         _last_cache[model] = weakref.ref(cache)
     elif cache is not None:

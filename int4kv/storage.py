@@ -54,7 +54,7 @@ class PackedStorage:
         self.sliding_window, self.layer_idx = sliding_window, layer_idx
         self.is_sliding = sliding_window is not None
         self.record_past = False  # transformers reads and clears it by this name
-        self.expected_length, self.padding = None, None
+        self.expected_length, self.padding, self.held_heads = None, None, None
         self.clear()
 
     def clear(self):
@@ -72,7 +72,7 @@ class PackedStorage:
         self.batch_size, self.num_heads, _, self.head_dim = k.shape
         self.dtype, self.device = k.dtype, k.device
         ops.check_device("k", k.device)
-        self.sides = sides_of(self.config, self.layer_idx, self.num_heads, self.head_dim, self.device)
+        self.sides = sides_of(self.config, self.layer_idx, self.num_heads, self.head_dim, self.device, self.held_heads)
         self.is_initialized = True
 
     # ---- writing -------------------------------------------------------------------------------------------------
