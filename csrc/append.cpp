@@ -13,6 +13,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <vector>
 
 namespace int4kv {
 namespace {
@@ -98,16 +99,21 @@ at::Tensor attend_appended_meta(
 
 } // namespace
 
+// A CUDA graph would play the first length again and again.
+const std::vector<at::Tag> kTags{at::Tag::cudagraph_unsafe};
+
 TORCH_LIBRARY_FRAGMENT(int4kv, m) {
   m.def(
       "append_kv(Tensor k, Tensor v, Tensor(a!) k_codes, Tensor(b!) k_scales, Tensor(c!) v_codes, Tensor(d!) v_scales, "
       "Tensor(g!) length, SymInt max_cache_len, *, Tensor? k_centre=None, Tensor? v_centre=None, Tensor? k_rotation=None, "
-      "Tensor? v_rotation=None, Tensor(e!)? k_recent=None, Tensor(f!)? v_recent=None, str codebook='uniform') -> ()");
+      "Tensor? v_rotation=None, Tensor(e!)? k_recent=None, Tensor(f!)? v_recent=None, str codebook='uniform') -> ()",
+      kTags);
   m.def(
       "attend_appended(Tensor q, Tensor k_codes, Tensor k_scales, Tensor v_codes, Tensor v_scales, Tensor length, "
       "float scale, *, Tensor? k_rotation=None, Tensor? v_rotation=None, Tensor? v_centre=None, Tensor? k_recent=None, "
       "Tensor? v_recent=None, SymInt recent_window=0, Tensor? k_sink=None, Tensor? v_sink=None, "
-      "Tensor? mask=None, SymInt window=0, float softcap=0., str codebook='uniform') -> Tensor");
+      "Tensor? mask=None, SymInt window=0, float softcap=0., str codebook='uniform') -> Tensor",
+      kTags);
 }
 
 TORCH_LIBRARY_IMPL(int4kv, CompositeExplicitAutograd, m) {

@@ -222,6 +222,11 @@ def test_append_kv_is_quantize_kv_at_the_length():
     assert same_bits(ops.attend_appended(q, *ours, length, 0.1, window=4), ops.attend(q, *theirs, 2, 6, 0.1, window=4))
 
 
+def test_no_cuda_graph_replays_a_length():
+    for op in (ops.append_kv, ops.attend_appended):
+        assert torch.Tag.cudagraph_unsafe in op.default.tags
+
+
 @pytest.mark.parametrize("length", [torch.tensor(5.0), torch.tensor([5]), torch.tensor(5, dtype=torch.int32)])
 def test_a_length_of_another_kind_is_named(length):
     k, v, sides, _ = token_and_buffers(0)
