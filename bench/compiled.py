@@ -4,7 +4,7 @@
 
 Contenders take turns by single tokens, the order reversed every other round, on caches of one random prompt. Compiled: torch.compile of
 the model's forward, fullgraph=True; the seconds of its first call are in brackets, fewer where inductor finds its work of before on the disk.
-A step is one forward, from token to logits.
+A step is one forward, from token to logits: wall-clock time, and the processor time of all threads, which other work on the machine disturbs less.
 """
 
 import argparse
@@ -45,15 +45,16 @@ def two_models(model) -> dict:
     return {"sdpa": model, "int4kv": int4kv.patch(copy.deepcopy(model, shared))}
 
 
-def contender(name: str, model, prompt, capacity: int):
-    """A function that decodes one token behind the prompt and returns its milliseconds."""
+def contender(name: str, model, prompt, capacity: int, cpu: list):
+    """A function that decodes one token behind the prompt and returns its milliseconds; those of processor time go to the list."""
     cache, token = make_cache(name, model.config, capacity), torch.full((1, 1), 5)
     model(prompt, past_key_values=cache, logits_to_keep=1)
     forward = torch.compile(model.forward, fullgraph=True) if name.endswith("compiled") else model
 
     def sample():
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), time.process_time()
         forward(input_ids=token, past_key_values=cache, use_cache=True)
+        cpu.append(1e3 * (time.process_time() - busy))
         return 1e3 * (time.perf_counter() - begin)
 
     return sample
@@ -65,11 +66,13 @@ def cell(name: str, model, prefix: int, rounds: int) -> dict:
     capacity, by_attention = prefix + 3 + (timing.RERUNS + 1) * rounds, two_models(model)
     torch._dynamo.reset()
     counters.clear()
-    timers = {each: contender(each, by_attention[attention], prompt, capacity) for each, attention in ATTENTION.items()}
+    cpu = {each: [] for each in ATTENTION}
+    timers = {each: contender(each, by_attention[attention], prompt, capacity, cpu[each]) for each, attention in ATTENTION.items()}
     first = {each: timer() / 1e3 for each, timer in timers.items() if each.endswith("compiled")}
     found = timing.measure(timers, rounds, warm_up_s=0.0)
     return dict(benchmark="compiled", device="cpu", model=name, layers=model.config.num_hidden_layers, prefix=prefix,
                 ms={each: spread["median"] for each, spread in found.items()}, first_call_s=first,
+                cpu_ms={each: timing.spread(times[-rounds:]) for each, times in cpu.items()},
                 spread={each: [spread["p10"], spread["p90"]] for each, spread in found.items()},
                 rounds={each: spread["rounds"] for each, spread in found.items()}, graphs=counters["stats"]["unique_graphs"],
                 compiled_over={each: timing.paired_ratio(found[each]["samples"], found["int4kv static, compiled"]["samples"])
@@ -77,11 +80,11 @@ def cell(name: str, model, prefix: int, rounds: int) -> dict:
 
 
 def show(rows: list[dict]) -> None:
-    """Median milliseconds per token and, for what is compiled, the seconds of its first call."""
+    """Median milliseconds per token, wall-clock and processor time, and, for what is compiled, the seconds of its first call."""
     table = Table("model", "prefix", *ATTENTION, "graphs")
     for row in rows:
         first = row["first_call_s"]
-        cells = [f"{row['ms'][name]:.2f}" + (f" ({first[name]:.0f} s)" if name in first else "") for name in ATTENTION]
+        cells = [f"{row['ms'][name]:.1f} / {row['cpu_ms'][name]['median']:.1f}" + (f" ({first[name]:.0f} s)" if name in first else "") for name in ATTENTION]
         table.add_row(row["model"], str(row["prefix"]), *cells, str(row["graphs"]))
     Console(width=160).print(table)
 
