@@ -43,6 +43,10 @@ class Int4Cache(Cache):
         for layer in self.layers:
             layer.activate_past_recording()
 
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Sequence i of the batch becomes what sequence beam_idx[i] was: in place, and codes only from where the two differ."""
+        super().reorder_cache(torch.as_tensor(beam_idx).cpu())  # read by every layer: one wait for the device, not one a layer
+
     @property
     def batch_size(self) -> int:
         """Sequences held, -1 before the first update."""
