@@ -49,8 +49,10 @@ def check_same_future(model, cache, loaded, mask=None, steps=(1, 1, 40, 1, 1)):
     assert total == loaded.get_seq_length()
 
 
-@pytest.mark.parametrize("tokens", [1, 20, 45, 120])
-@pytest.mark.parametrize("recipe", RECIPES)
+LENGTHS = [("default", 1), ("default", 45), *[(recipe, tokens) for recipe in RECIPES for tokens in (20, 120)]]
+
+
+@pytest.mark.parametrize("recipe, tokens", LENGTHS)
 def test_a_loaded_cache_goes_on_bit_for_bit(model, recipe, tokens, tmp_path):
     """Short prompts, whose centre is not settled, and prompts beyond the sliding window; full and sliding layers."""
     with int4kv.patched(model, **RECIPES[recipe]):
@@ -115,6 +117,7 @@ def test_half_precision(model, dtype, tmp_path):
             int4kv.load_cache(tmp_path / "saved", model)
 
 
+@pytest.mark.cpu_only
 def test_only_the_tokens_held_are_written_and_there_is_room_again(tmp_path):
     model = tiny_qwen2()
     cache = int4kv.Int4Cache(model.config).expect(20_000)
@@ -151,6 +154,7 @@ def saved(model, tmp_path):
     return tmp_path / "saved"
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("field", MISMATCHES)
 def test_another_config_is_refused_by_name(model, saved, field):
     with int4kv.patched(model, **MISMATCHES[field]):
@@ -158,6 +162,7 @@ def test_another_config_is_refused_by_name(model, saved, field):
             int4kv.load_cache(saved, model)
 
 
+@pytest.mark.cpu_only
 def test_limits_may_differ_but_hold(model, saved):
     with int4kv.patched(model, max_cache_len=80, check_finite=True):
         assert int4kv.load_cache(saved, model).config.max_cache_len == 80
@@ -165,6 +170,7 @@ def test_limits_may_differ_but_hold(model, saved):
         int4kv.load_cache(saved, model)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("change, name", [
     (dict(rms_norm_eps=1e-5), "model rms_norm_eps"), (dict(num_hidden_layers=3), "model (layer_types|num_hidden_layers)"),
     (dict(num_key_value_heads=4), "model num_key_value_heads"), (dict(seed=1), "model weights")])
@@ -175,6 +181,7 @@ def test_another_model_is_refused_by_name(change, name, tmp_path):
         int4kv.load_cache(tmp_path / "saved", other)
 
 
+@pytest.mark.cpu_only
 def test_another_rope_and_another_name(model, saved):
     """The same weights under another name are the same model; with another rope they are not."""
     other = copy.deepcopy(model)
@@ -186,6 +193,7 @@ def test_another_rope_and_another_name(model, saved):
         int4kv.load_cache(saved, other)
 
 
+@pytest.mark.cpu_only
 def test_one_changed_matrix_is_another_model(model, saved):
     other = copy.deepcopy(model)
     with torch.no_grad():
@@ -194,6 +202,7 @@ def test_one_changed_matrix_is_another_model(model, saved):
         int4kv.load_cache(saved, other)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("ids, message", [
     (random_ids(1, 60, seed=2), "holds other tokens than the first 60 of input_ids"),
     (random_ids(1, 59), r"input_ids has shape \[1, 59\]; accepted: \[1, 60 or more\]"),
@@ -220,6 +229,7 @@ def test_a_longer_prompt_is_accepted_and_ids_that_were_not_saved_are_not_guessed
             int4kv.load_cache(saved, model, input_ids=longer)
 
 
+@pytest.mark.cpu_only
 def test_what_is_no_filled_int4_cache_is_not_saved(model, tmp_path):
     from transformers import DynamicCache
 
@@ -236,6 +246,7 @@ def test_what_is_no_filled_int4_cache_is_not_saved(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.cpu_only
 def test_the_identity_is_in_the_metadata(model, saved):
     with safe_open(saved, "pt") as opened:
         metadata = opened.metadata()
@@ -248,6 +259,7 @@ def test_the_identity_is_in_the_metadata(model, saved):
     assert "rope_parameters" in found["model"] or "rope_theta" in found["model"]
 
 
+@pytest.mark.cpu_only
 def test_another_version_is_refused_by_name(model, saved, monkeypatch):
     monkeypatch.setattr(container, "VERSION", "2")
     with pytest.raises(ValueError, match="saved has version '1'; accepted: '2'"):
@@ -258,6 +270,7 @@ def test_another_version_is_refused_by_name(model, saved, monkeypatch):
         int4kv.load_cache(saved, model)
 
 
+@pytest.mark.cpu_only
 def test_tensors_of_another_shape_are_refused(model, saved):
     """A file that is whole, but not what save_cache writes."""
     text, tensors = container.read(saved)

@@ -27,9 +27,9 @@ def write(file, text: str, tensors: dict[str, torch.Tensor]) -> None:
             save_file(tensors, temporary, metadata=metadata)
             _flush(temporary)
             os.replace(temporary, file)
-            _flush(file.parent)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{file} could not be written ({error}); what was there before is as it was") from error
+    _flush(file.parent)
 
 
 def _flush(path: Path) -> None:
@@ -46,8 +46,23 @@ def read(file) -> tuple[str, dict[str, torch.Tensor]]:
 
     Raises FileNotFoundError, or ValueError for a file that is cut off, altered, of another version or of another kind.
     """
+    while True:
+        before = _which(file)
+        try:
+            return _read(file)
+        except ValueError:
+            if _which(file) == before:  # else a writer put another in its place, and the library opens a file for every tensor
+                raise
+
+
+def _which(file) -> tuple:
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file} does not exist; accepted: {ACCEPTED}")
+    found = os.stat(file)
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _read(file):
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
