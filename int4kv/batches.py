@@ -57,7 +57,7 @@ def rows_of(name: str, indices, batch: int) -> list[int]:
     integers = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
     rows = found.tolist() if found.dim() == 1 and (integers or found.numel() == 0) else None
     if rows is None or not all(-batch <= row < batch for row in rows):
-        raise ValueError(f"{name} is {indices}; accepted: indices from {-batch} to {batch - 1}, or a bool mask [{batch}]: "
+        raise ValueError(f"{name} is {found.tolist()}; accepted: indices from {-batch} to {batch - 1}, or a bool mask [{batch}]: "
                          f"the cache holds {batch} sequences")
     return [row % batch for row in rows]
 
