@@ -69,12 +69,11 @@ def _rings(layer):
 
 def _copy(layer, moved, origins, first) -> None:
     """Codes from token `first` on; of the few exact rows, and of centres, all."""
-    targets, sources = (torch.tensor(rows, device=layer.device) for rows in (moved, origins))
     for ring in _rings(layer):
-        ring.copy_rows(targets, sources, first if ring is layer.codes else 0, layer.length)
+        ring.copy_rows(moved, origins, first if ring is layer.codes else 0, layer.length)
     per_sequence = [centre for centre in layer.centres if centre is not None and centre.stride(0)]  # a calibrated one is all sequences'
     for held in per_sequence + ([] if layer.early is None else [layer.early.real]):
-        held.index_copy_(0, targets, held.index_select(0, sources))
+        held[moved] = held[origins]
 
 
 def _common_prefix(layer, row: int, other: int) -> int:
@@ -86,14 +85,16 @@ def _common_prefix(layer, row: int, other: int) -> int:
 
 
 def _compared(layer, row, other) -> int:
-    """First tokens of two sequences whose codes and scales are the same, bit for bit."""
-    start, tokens = layer.codes.start, layer.length - layer.codes.start
-    differs = torch.zeros(tokens, dtype=torch.bool, device=layer.device)
-    for t in layer.codes.tokens(start, layer.length):
-        mine, its = (t[i].view(torch.uint8) for i in (row, other))
-        differs |= (mine != its).any(dim=-1).any(dim=0)
-    where = differs.nonzero()
-    return start + (int(where[0]) if len(where) else tokens)
+    """First tokens of two sequences whose codes and scales are the same, bit for bit: the longest such prefix, by bisection."""
+    start, end = layer.codes.start, layer.length
+    pairs = [(t[row].view(torch.uint8), t[other].view(torch.uint8)) for t in layer.codes.tokens(start, end)]
+    low, high = start, end  # the same up to low; not beyond high
+    while low < high:
+        middle = (low + high + 1) // 2
+        tokens = slice(low - start, middle - start)
+        same = all(torch.equal(mine[:, tokens], its[:, tokens]) for mine, its in pairs)
+        low, high = (middle, high) if same else (low, middle - 1)
+    return low
 
 
 def _reordered(alike, sources, length):

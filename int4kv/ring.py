@@ -81,12 +81,13 @@ class TokenRing:
             self.tensors[i] = new_rows(len(rows), *t.shape[1:], t.dtype, t.device)
             self.tensors[i][:, :, slots] = t[:, :, slots].index_select(0, rows)
 
-    def copy_rows(self, targets: torch.Tensor, sources: torch.Tensor, first: int, end: int) -> None:
+    def copy_rows(self, targets: list[int], sources: list[int], first: int, end: int) -> None:
         """In place: sequences `targets` of the batch get what sequences `sources` hold of tokens first .. end."""
         slots = self.slots(first, end)
         for t in self.tensors:
-            held = t[:, :, slots]
-            held.index_copy_(0, targets, held.index_select(0, sources))
+            sequences = t[:, :, slots].unbind(0)
+            for target, rows in zip(targets, [sequences[source].clone() for source in sources]):
+                sequences[target].copy_(rows)
 
 
 def _copy_tokens(source: torch.Tensor, target: torch.Tensor, first: int, end: int, origin: int = 0) -> None:

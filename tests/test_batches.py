@@ -14,10 +14,10 @@ from int4kv.saved.layers import describe
 
 
 class BytesWritten(TorchDispatchMode):
-    """Counts the bytes that index_select, index_copy_, copy_ and cat write."""
+    """Counts the bytes that copies write."""
 
-    COPIES = {"index_select": lambda out, args: out, "cat": lambda out, args: out, "copy_": lambda out, args: args[0],
-              "index_copy_": lambda out, args: args[3]}
+    COPIES = {"index_select": lambda out, args: out, "cat": lambda out, args: out, "clone": lambda out, args: out,
+              "copy_": lambda out, args: args[0]}
 
     def __init__(self):
         super().__init__()
