@@ -4,6 +4,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from .config import Int4KVConfig, head_dim_of, kv_heads_of, layer_windows, make_config, text_config
+from .conversion import fill_from_dynamic, to_dynamic
 from .layer import Int4Layer
 
 
@@ -31,6 +32,24 @@ class Int4Cache(Cache):
             self.config.calibration.check_model(model_config)
         text, count = text_config(model_config), len(windows)
         super().__init__(layers=[Int4Layer(self.config, text, window, i, count) for i, window in enumerate(windows)])
+
+    @classmethod
+    def from_dynamic(cls, dynamic, model_config, config: Int4KVConfig | None = None, *, attention_mask: torch.Tensor | None = None,
+                     **overrides) -> "Int4Cache":
+        """An Int4Cache of what a transformers DynamicCache holds, which stays as it is.
+
+        model_config, config, overrides: as above. attention_mask: [batch, tokens], the padding that the DynamicCache was filled with.
+        The bytes are those of an Int4Cache that was given the same keys and values, except in sliding layers that have dropped their
+        first tokens: there the prompt's centre is made of the oldest tokens left.
+        Raises TypeError for another kind of cache and one that offloads, ValueError for one of another model.
+        """
+        cache = cls(model_config, config, **overrides)
+        fill_from_dynamic(cache, dynamic, attention_mask)
+        return cache
+
+    def to_dynamic(self):
+        """A transformers DynamicCache of the tokens held, dequantised in the model's dtype; sliding layers keep their window."""
+        return to_dynamic(self)
 
     def expect(self, length: int) -> "Int4Cache":
         """Make buffers of this many tokens at once, where the final length is known beforehand. Returns the cache."""
