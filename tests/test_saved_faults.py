@@ -229,6 +229,6 @@ def test_files_of_another_kind(model, tmp_path):
     file.write_text("no cache")
     with pytest.raises(ValueError, match="file cannot be read"):
         int4kv.load_cache(file, model)
-    for missing in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(FileNotFoundError, match="does not exist; accepted: a whole file that int4kv.save_cache wrote"):
-            int4kv.load_cache(missing, model)
+    for path, problem in ((tmp_path, "is not a file"), (tmp_path / "missing", "does not exist")):
+        with pytest.raises(FileNotFoundError, match=f"{problem}; accepted: a whole file that int4kv.save_cache wrote"):
+            int4kv.load_cache(path, model)

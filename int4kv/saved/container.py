@@ -57,7 +57,7 @@ def read(file) -> tuple[str, dict[str, torch.Tensor]]:
 
 def _which(file) -> tuple:
     if not Path(file).is_file():
-        raise FileNotFoundError(f"{file} does not exist; accepted: {ACCEPTED}")
+        raise FileNotFoundError(f"{file} {'is not a file' if Path(file).exists() else 'does not exist'}; accepted: {ACCEPTED}")
     found = os.stat(file)
     return found.st_ino, found.st_mtime_ns, found.st_size
 
