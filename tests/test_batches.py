@@ -86,7 +86,7 @@ def test_sequences_that_stay_are_not_touched():
 @pytest.mark.cpu_only
 @torch.no_grad()
 def test_a_reorder_copies_what_was_generated_not_the_prompt():
-    """4 beams, 4096 tokens of prompt, 64 generated: whole copies would write 5.3 MB a layer and step."""
+    """4 beams, 4096 tokens of prompt, 64 generated: the prompt alone is 2.2 MB a layer, of which no step writes a quarter."""
     target = beams_of_one_prompt(4096)
     used = 4 * 2 * 2 * 4096 * (32 + 2)
     choices, counts = random.Random(2), []

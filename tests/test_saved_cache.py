@@ -140,6 +140,27 @@ def test_a_model_that_is_not_patched_takes_the_config_of_the_file(model, tmp_pat
     check_same_future(model, cache, loaded)
 
 
+@pytest.mark.gpu_only
+def test_each_layer_goes_where_the_model_has_it(tmp_path):
+    model = tiny_qwen2()
+    int4kv.save_cache(filled(model, random_ids(1, 50), config=int4kv.Int4KVConfig()), tmp_path / "saved", model)
+    model.model.layers[1].to("cpu")
+    for device, expected in ((None, [DEVICE.type, "cpu"]), ("cpu", ["cpu", "cpu"])):
+        loaded = int4kv.load_cache(tmp_path / "saved", model, device=device)
+        assert [{t.device.type for t in layer.tensors().values()} for layer in loaded.layers] == [{name} for name in expected]
+
+
+@pytest.mark.cpu_only
+def test_layers_on_the_disk_need_a_device(tmp_path):
+    model = tiny_qwen2()
+    cache = filled(model, random_ids(1, 50), config=int4kv.Int4KVConfig())
+    model.model.layers[1].to("meta")
+    int4kv.save_cache(cache, tmp_path / "saved", model)
+    with pytest.raises(ValueError, match="device is None and the model has layers on the disk; accepted: the device that they run on"):
+        int4kv.load_cache(tmp_path / "saved", model)
+    assert int4kv.load_cache(tmp_path / "saved", model, device="cpu").get_seq_length() == 50
+
+
 MISMATCHES = {
     "bits": dict(bits=5), "codebook": dict(codebook="uniform"), "rotation": dict(rotation="srft"), "centre": dict(centre=None),
     "recent": dict(recent=16), "group_size": dict(group_size=32), "layer_bits": dict(layer_bits={0: 8}), "prefill": dict(prefill="packed"),
