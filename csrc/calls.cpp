@@ -30,9 +30,13 @@ struct Argument {
   c10::IValue preset;
 };
 
+std::string text_of(PyObject* string) {
+  return py::cast<std::string>(py::handle(string));
+}
+
 [[noreturn]] void refuse(const Argument& argument, PyObject* given, const char* accepted) {
-  const auto name = py::cast<std::string>(py::handle(argument.name));
-  TORCH_CHECK_TYPE(false, "int4kv::", argument.op, ": ", name, " is ", py::cast<std::string>(py::repr(py::type::of(given))), "; accepted is ", accepted);
+  const auto type = py::repr(py::type::of(given));
+  TORCH_CHECK_TYPE(false, "int4kv::", argument.op, ": ", text_of(argument.name), " is ", text_of(type.ptr()), "; accepted is ", accepted);
 }
 
 // Reads one argument of type T from Python, which keeps it alive during the call; null is what was not given.
@@ -124,11 +128,11 @@ class Call<R(A...)> {
     const Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
     for (Py_ssize_t i = 0; i < named; i++) {
       PyObject*& argument = found[index_of(PyTuple_GET_ITEM(names, i))];
-      TORCH_CHECK_TYPE(!argument, "int4kv::", arguments_[0].op, " was given ", py::cast<std::string>(py::handle(PyTuple_GET_ITEM(names, i))), " twice");
+      TORCH_CHECK_TYPE(!argument, "int4kv::", arguments_[0].op, " was given ", text_of(PyTuple_GET_ITEM(names, i)), " twice");
       argument = given[positional + i];
     }
     for (size_t i = 0; i < positional_; i++) {
-      TORCH_CHECK_TYPE(found[i], "int4kv::", arguments_[0].op, " needs ", py::cast<std::string>(py::handle(arguments_[i].name)));
+      TORCH_CHECK_TYPE(found[i], "int4kv::", arguments_[0].op, " needs ", text_of(arguments_[i].name));
     }
   }
 
@@ -139,7 +143,7 @@ class Call<R(A...)> {
     for (size_t i = 0; i < kCount; i++) {
       if (PyUnicode_Compare(arguments_[i].name, name) == 0) return i;
     }
-    TORCH_CHECK_TYPE(false, "int4kv::", arguments_[0].op, " has no argument '", py::cast<std::string>(py::handle(name)), "'");
+    TORCH_CHECK_TYPE(false, "int4kv::", arguments_[0].op, " has no argument '", text_of(name), "'");
   }
 
   template <size_t... i>
