@@ -114,7 +114,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
-    prompt_cache: Annotated[Path | None, typer.Option(help="Start from the prompt that this file holds; read and save it if it is not there.")] = None,
+    prompt_cache: Annotated[Path | None, typer.Option(help="The prompt's tokens, read before; made if it is not there.")] = None,
 ):
     """Continue a prompt, streaming the text; the last line tells speed and cache bytes."""
     import torch

@@ -138,7 +138,8 @@ def test_what_cannot_be_converted_is_refused_by_name():
     with pytest.raises(TypeError, match="dynamic is a DynamicCache, offloading"):
         int4kv.Int4Cache.from_dynamic(offloading, qwen2.config)
     cases = [(dynamic(gemma3), qwen2, r"dynamic holds \[60\] tokens in 3 of 3 layers; accepted: as many tokens in each of 2"),
-             (dynamic(tiny_qwen2(num_key_value_heads=4)), qwen2, r"layer 0 of dynamic holds keys \[1, 4, 60, 32\]; accepted: \[batch, 2, tokens, 32\]"),
+             (dynamic(tiny_qwen2(num_key_value_heads=4)), qwen2,
+              r"layer 0 of dynamic holds keys \[1, 4, 60, 32\]; accepted: \[batch, 2, tokens, 32\]"),
              (dynamic(tiny_gemma3()), gemma3, r"layer 0 of dynamic holds the newest 23 of 60 tokens; accepted: 60 or more"),
              (shortened(dynamic(qwen2)), qwen2, r"dynamic holds \[59, 60\] tokens in 2 of 2 layers")]
     for cache, model, message in cases:

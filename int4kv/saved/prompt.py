@@ -94,7 +94,7 @@ def _check_tokens(file, saved, input_ids, config) -> None:
     if saved["sha256"] is None:
         raise ValueError(f"{file} was saved without input_ids; accepted: input_ids None")
     if len(ids) != batch or ids.shape[1] < count:
-        raise ValueError(f"input_ids has shape {list(ids.shape)}; accepted: [{batch}, {count} or more], which begin with the tokens in {file}")
+        raise ValueError(f"input_ids has shape {list(ids.shape)}; accepted: [{batch}, {count} or more], beginning with the tokens in {file}")
     if identity.tokens_digest(ids[:, :count]) != saved["sha256"]:
         raise ValueError(f"{file} holds other tokens than the first {count} of input_ids; accepted: a prompt that begins with its tokens")
 
