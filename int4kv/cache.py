@@ -21,6 +21,8 @@ class Int4Cache(Cache):
     attention function than "int4kv" it hands out dense, dequantised tensors.
     """
 
+    layer_class = Int4Layer
+
     def __init__(self, model_config, config: Int4KVConfig | None = None, **overrides):
         self.config = make_config(config, **overrides)
         self.signature = signature(model_config)
@@ -31,7 +33,7 @@ class Int4Cache(Cache):
         if self.config.calibration is not None:
             self.config.calibration.check_model(model_config)
         text, count = text_config(model_config), len(windows)
-        super().__init__(layers=[Int4Layer(self.config, text, window, i, count) for i, window in enumerate(windows)])
+        super().__init__(layers=[self.layer_class(self.config, text, window, i, count) for i, window in enumerate(windows)])
 
     @classmethod
     def from_dynamic(cls, dynamic, model_config, config: Int4KVConfig | None = None, *, attention_mask: torch.Tensor | None = None,
@@ -84,6 +86,11 @@ class Int4Cache(Cache):
         for name, mine, its in zip(("num_key_value_heads", "head_dim", "layers and sliding windows"), self.signature, theirs):
             if mine != its:
                 raise ValueError(f"past_key_values was made for a model with {name} {mine}; this model has {its}")
+
+    def hold_heads(self, heads: slice | None) -> None:
+        """Which of the model's KV heads come here, where tensor parallelism splits them: what is calibrated per head is cut to these."""
+        for layer in self.layers:
+            layer.held_heads = heads
 
     def memory_footprint(self) -> int:
         """Bytes of every tensor held: codes, scales, exact rows and centres of all layers, and the rotations they share."""

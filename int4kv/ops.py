@@ -78,6 +78,8 @@ quantize = torch.ops.int4kv.quantize
 dequantize = torch.ops.int4kv.dequantize
 quantize_paged = torch.ops.int4kv.quantize_paged
 attend_paged = torch.ops.int4kv.attend_paged
+append_kv = torch.ops.int4kv.append_kv
+attend_appended = torch.ops.int4kv.attend_appended
 
 quantize_kv, attend = _C.quantize_kv, _C.attend  # the same ops, called in less time: csrc/calls.cpp
 

@@ -47,12 +47,14 @@ class NextToken:
 class PackedStorage:
     """The buffers of one layer. store() takes keys and values [batch, num_key_value_heads, tokens, head_dim]."""
 
+    croppable = ROLLBACK  # tokens for which the first rows outlive the centre that is made of them
+
     def __init__(self, config: Int4KVConfig, sliding_window: int | None, layer_idx: int, num_layers: int):
         self.config = config.for_layer(layer_idx, num_layers)
         self.sliding_window, self.layer_idx = sliding_window, layer_idx
         self.is_sliding = sliding_window is not None
         self.record_past = False  # transformers reads and clears it by this name
-        self.expected_length, self.padding = None, None
+        self.expected_length, self.padding, self.held_heads = None, None, None
         self.clear()
 
     def clear(self):
@@ -71,7 +73,7 @@ class PackedStorage:
         self.batch_size, self.num_heads, _, self.head_dim = k.shape
         self.dtype, self.device = k.dtype, k.device
         ops.check_device("k", k.device)
-        self.sides = sides_of(self.config, self.layer_idx, self.num_heads, self.head_dim, self.device)
+        self.sides = sides_of(self.config, self.layer_idx, self.num_heads, self.head_dim, self.device, self.held_heads)
         self.is_initialized = True
 
     # ---- writing -------------------------------------------------------------------------------------------------
@@ -162,7 +164,7 @@ class PackedStorage:
                 self.centres[which] = self.early.mean(which, end) if side.centre_kind == "prompt" else self.centres[which]
             first, self.alike = max(begin - self.codes.capacity, 0), None
             self._write(*self.early.rows(first, begin), self.codes, self.recent, first)
-        if end >= self.early.needed + ROLLBACK:  # no crop can unsettle it any more
+        if end >= self.early.needed + self.croppable:  # no crop can unsettle it any more
             self.early = None
 
     # ---- room ----------------------------------------------------------------------------------------------------
