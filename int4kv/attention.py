@@ -7,6 +7,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.utils import logging
 
 from . import ops
+from .paging.cache import PagedRows
 from .storage import PackedChunk
 
 NAME = "int4kv"
@@ -18,15 +19,18 @@ logger = logging.get_logger(__name__)
 def int4kv_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, softcap=None, **kwargs):
     """Attention of query [batch, num_heads, queries, head_dim] over what the cache handed out.
 
-    key: a PackedChunk from Int4Layer.update, or a tensor (training, use_cache=False, another cache): then it is SDPA.
-    Returns ([batch, queries, num_heads, head_dim], None).
+    key: a PackedChunk from Int4Layer.update, PagedRows from a paged cache, or a tensor (training, use_cache=False, another cache): then it
+    is SDPA. Returns ([batch, queries, num_heads, head_dim], None).
     """
     if not TO_CHECK.isdisjoint(kwargs):
         _check_options(module, kwargs)
     if isinstance(key, PackedChunk) and not key.exact:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         return attend_chunk(query, key, attention_mask, scaling, softcap).transpose(1, 2), None
-    if isinstance(key, PackedChunk):
+    if isinstance(key, PagedRows) and not key.exact:
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return key.attend(query, scaling, softcap).transpose(1, 2), None
+    if isinstance(key, (PackedChunk, PagedRows)):
         key, value = key.k, key.v
     return _plain(module, query, key, value, attention_mask, dropout, scaling, softcap, **kwargs)
 

@@ -11,6 +11,7 @@ from . import ops
 from .attention import NAME
 from .cache import Int4Cache
 from .config import Int4KVConfig, head_dim_of, layer_windows, make_config, pair, text_config
+from .paging import Int4PagedCache
 
 OURS_TO_REPLACE = (None, "dynamic", "hybrid")  # cache_implementation values that mean "the default"
 PREALLOCATE = 65536  # tokens; a longer max_length is taken as a limit, not as a plan
@@ -166,7 +167,10 @@ def _give_cache(model, args, kwargs):
     cache = kwargs.get("past_key_values")
     if cache is None and _wants_cache(model, kwargs):
         cache = kwargs["past_key_values"] = Int4Cache(model.config, model._int4kv.config)
-    if isinstance(cache, Int4Cache):
+    if isinstance(cache, Int4PagedCache):
+        cache.check_model(model.config)
+        cache.note_padding(kwargs.get("attention_mask"))
+    elif isinstance(cache, Int4Cache):
         if cache.get_seq_length() == 0:
             cache.check_model(model.config)
             cache.note_padding(kwargs.get("attention_mask"))
