@@ -24,6 +24,9 @@ def int4kv_attention(module, query, key, value, attention_mask, dropout=0.0, sca
     """
     if not TO_CHECK.isdisjoint(kwargs):
         _check_options(module, kwargs)
+    if kwargs.get("cache") is not None:  # continuous batching
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return kwargs["cache"].attend(module.layer_idx, query, key, value, scaling, softcap), None
     if isinstance(key, PackedChunk) and not key.exact:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         return attend_chunk(query, key, attention_mask, scaling, softcap).transpose(1, 2), None

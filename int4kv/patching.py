@@ -5,10 +5,12 @@ import weakref
 from contextlib import contextmanager
 from functools import partial
 
+import torch
 from transformers.utils import logging
 
 from . import ops
 from .attention import NAME
+from .batching import init_continuous_batching
 from .cache import Int4Cache
 from .config import Int4KVConfig, head_dim_of, layer_windows, make_config, pair, text_config
 from .paging import Int4PagedCache
@@ -44,6 +46,7 @@ def patch(model, config: Int4KVConfig | None = None, **overrides):
     previous = text_config(model.config)._attn_implementation
     set_attention(model, NAME)
     model._prepare_cache_for_generation = partial(_prepare_cache, model)  # unlike a bound method it can be pickled
+    model.init_continuous_batching = partial(init_continuous_batching, model)
     hook = model.register_forward_pre_hook(_give_cache, with_kwargs=True)
     model._int4kv = Patch(config, previous, hook)
     return model
@@ -70,7 +73,8 @@ def unpatch(model):
         raise ValueError(f"model is a {type(model).__name__} that is not patched; accepted: one that int4kv.patch() was called on")
     left = model.__dict__.pop("_int4kv")
     left.hook.remove()
-    model.__dict__.pop("_prepare_cache_for_generation", None)
+    for name in ("_prepare_cache_for_generation", "init_continuous_batching"):
+        model.__dict__.pop(name, None)
     set_attention(model, left.previous)
     return model
 
@@ -164,6 +168,9 @@ def _bind(args, kwargs):
 def _give_cache(model, args, kwargs):
     """Forward pre-hook: a cache for calls that bring none, and the padding mask for a cache that is still empty."""
     kwargs = _named(model, args, kwargs)
+    if kwargs.get("cache") is not None:  # continuous batching: block tables say who sees what, so no mask is to be made
+        kwargs["attention_mask"] = torch.empty(1, 1, 0, 0, device=kwargs["input_ids"].device)
+        return (), kwargs
     cache = kwargs.get("past_key_values")
     if cache is None and _wants_cache(model, kwargs):
         cache = kwargs["past_key_values"] = Int4Cache(model.config, model._int4kv.config)
