@@ -73,3 +73,5 @@ quantize = torch.ops.int4kv.quantize
 quantize_kv = torch.ops.int4kv.quantize_kv
 attend = torch.ops.int4kv.attend
 dequantize = torch.ops.int4kv.dequantize
+quantize_paged = torch.ops.int4kv.quantize_paged
+attend_paged = torch.ops.int4kv.attend_paged

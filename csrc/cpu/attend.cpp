@@ -32,8 +32,12 @@ at::Tensor attend(
       Rows(q), Rows(out), Source(k_codes, k_scales, head_dim, book), Source(v_codes, v_scales, head_dim, book),
       plain_source(k_recent, recent_window > 0), plain_source(v_recent, recent_window > 0), plain_source(k_sink), plain_source(v_sink),
       expanded_mask(mask, q, end - start), Rotation(k_rotation, head_dim), Rotation(v_rotation, head_dim),
-      Centre(v_centre), batch, heads, k_codes.size(1), queries, head_dim,
-      start, end, recent_start, recent_window, window, static_cast<float>(scale), static_cast<float>(softcap), causal};
+      Centre(v_centre), heads, k_codes.size(1), head_dim, recent_window, window, static_cast<float>(scale), static_cast<float>(softcap),
+      causal};
+  Sequence sequence{0, 0, queries, start, end, recent_start, 0, 0, 1};
+  sequence.splits = splits_for(batch * attention.kv_heads * attention.blocks(queries), sequence.tiles());
+  attention.sequences.assign(batch, sequence);
+  for (int64_t b = 0; b < batch; ++b) attention.sequences[b].batch = attention.sequences[b].cache = attention.sequences[b].ring = b;
   attention.run();
   return out;
 }
