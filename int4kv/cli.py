@@ -149,9 +149,7 @@ def serve(
 ):
     """Serve a patched model to OpenAI clients: transformers' own server and continuous batching, over int4 pages."""
     try:
-        import uvicorn
-
-        from .serving import batching_config, make_app
+        from . import serving
     except ImportError as error:
         fail(f"serve needs more packages: pip install 'int4kv[serving]' ({error})")
     from .config import Int4KVConfig
@@ -163,8 +161,8 @@ def serve(
         patch(network, Int4KVConfig.load(config) if config else None)
     except ValueError as error:
         fail(str(error))
-    batching = batching_config(network, int(memory * 2**30), requests, page_size)
-    uvicorn.run(make_app(model, network, tokenizer, batching), host=host, port=port, log_level="info")
+    batching = serving.batching_config(network, int(memory * 2**30), requests, page_size)
+    serving.serve(model, network, tokenizer, batching, host, port)
 
 
 @app.command()

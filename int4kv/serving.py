@@ -2,6 +2,7 @@
 
 import time
 
+import uvicorn
 from transformers import ContinuousBatchingConfig
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
@@ -37,10 +38,19 @@ def batching_config(model, nbytes: int, requests: int, page_size: int) -> Contin
     return ContinuousBatchingConfig(num_blocks=nbytes // (block * model.dtype.itemsize), max_requests_per_batch=requests, page_size=page_size)
 
 
-def make_app(name: str, model, tokenizer, batching: ContinuousBatchingConfig):
+def make_app(name: str, model, tokenizer, state: GenerationState):
     """The FastAPI application that serves a patched model as `name`: transformers' routes and handlers."""
-    manager = OneModel(name, model, tokenizer)
-    both = dict(model_manager=manager, generation_state=GenerationState(continuous_batching=True, cb_config=batching))
+    both = dict(model_manager=OneModel(name, model, tokenizer), generation_state=state)
     return build_server(
-        manager, ChatCompletionHandler(**both), completion_handler=CompletionHandler(**both), response_handler=ResponseHandler(**both),
-        transcription_handler=TranscriptionHandler(**both), systemone_handler=SystemOneHandler(**both), generation_state=both["generation_state"])
+        both["model_manager"], ChatCompletionHandler(**both), completion_handler=CompletionHandler(**both),
+        response_handler=ResponseHandler(**both), transcription_handler=TranscriptionHandler(**both), systemone_handler=SystemOneHandler(**both),
+        generation_state=state)
+
+
+def serve(name: str, model, tokenizer, batching: ContinuousBatchingConfig, host: str, port: int) -> None:
+    """Answer requests until interrupted."""
+    state = GenerationState(continuous_batching=True, cb_config=batching)
+    try:
+        uvicorn.run(make_app(name, model, tokenizer, state), host=host, port=port, log_level="info")
+    finally:
+        state.shutdown()  # its thread would keep the process alive

@@ -158,7 +158,7 @@ class Int4PagedCache(Cache):
 
     def crop(self, tokens: int) -> None:
         """Take tokens back from every row: negative = how many (as transformers 5.16+ means it), positive = the columns to keep."""
-        taken = -tokens if tokens < 0 else max(self.columns - tokens, 0)
+        taken = -tokens if tokens <= 0 else max(self.columns - tokens, 0)
         self.crop_rows([max(sequence.length - taken, 0) for sequence in self.sequences])
         self.columns = max(self.columns - taken, 0)
 
