@@ -13,6 +13,6 @@ from .reporting import report
 _register()
 __version__ = "0.1.0"
 __all__ = [
-    "Calibration", "Int4Cache", "Int4KVConfig", "Int4PagedCache", "LayerCalibration", "PagePool", "calibrate", "is_patched", "ops", "patch", "patched", "preset", "report",
-    "unpatch",
+    "Calibration", "Int4Cache", "Int4KVConfig", "Int4PagedCache", "LayerCalibration", "PagePool", "calibrate", "is_patched", "ops", "patch",
+    "patched", "preset", "report", "unpatch",
 ]

@@ -9,7 +9,7 @@ from ..paging.layout import PageLayout
 
 
 class PackedPages(FullAttentionCacheAllocator):
-    """Pages of layers with full attention. layout: that of a block, which is a page of all these layers. bytes_per_page: for each of them."""
+    """Pages of layers with full attention. layout: that of a block, a page of all these layers. bytes_per_page: for each of them."""
 
     def __init__(self, *, layout: PageLayout, bytes_per_page: int, **settings):
         super().__init__(**settings)

@@ -21,7 +21,7 @@ from .allocators import PackedPages, PackedSlidingPages
 def with_names(function, **names) -> FunctionType:
     """The function with other meanings of some names of its module, for this caller alone: the module stays as it is.
 
-    transformers makes its cache and its allocators by class names, without a parameter for them. NotImplementedError when it does not any more.
+    transformers makes its cache and its allocators by class names, without a parameter for them. NotImplementedError when that has changed.
     """
     missing = set(names) - set(function.__code__.co_names)
     if missing:
@@ -36,7 +36,7 @@ def with_names(function, **names) -> FunctionType:
 
 
 class PackedMemory(PagedAttentionMemoryHandler):
-    """How much fits: rings take their part of the memory, at most half; nothing is set aside for masks and unpacked copies, which do not exist."""
+    """How much fits: rings take their part of the memory, at most half. Masks and unpacked copies do not exist, and take none."""
 
     def __init__(self, cache: "Int4PagedAttentionCache", ring_bytes: int, **settings):
         super().__init__(**settings)
@@ -65,9 +65,10 @@ class Int4PagedAttentionCache(PagedAttentionCache):
         self._sides = {i: sides_of(one, i, heads, head_dim, device) for i, one in enumerate(self._configs)}
         exact = [i for i, one in enumerate(self._configs) if one.recent]
         ring = (len(exact), heads, int4.recent + ROLLBACK if exact else 0, head_dim)
-        with_names(PagedAttentionCache.__init__, ATTN_TYPE_TO_ALLOCATOR=self._allocators(config, continuous_batching_config.page_size, dtype),
-                   PagedAttentionMemoryHandler=partial(PackedMemory, self, Rings.nbytes_each(*ring)))(
-            self, config=config, continuous_batching_config=continuous_batching_config, device=device, dtype=dtype, **settings)
+        allocators = self._allocators(config, continuous_batching_config.page_size, dtype)
+        make = with_names(PagedAttentionCache.__init__, ATTN_TYPE_TO_ALLOCATOR=allocators,
+                          PagedAttentionMemoryHandler=partial(PackedMemory, self, Rings.nbytes_each(*ring)))
+        make(self, config=config, continuous_batching_config=continuous_batching_config, device=device, dtype=dtype, **settings)
         self.rings = Rings(self.ring_count, exact, *ring[1:], device)
         self.layers = {i: self._layer(i) for i in range(count)}
         self._running: dict[str, tuple[int, int]] = {}  # request -> its ring, and the first token that lies in it
@@ -83,8 +84,8 @@ class Int4PagedAttentionCache(PagedAttentionCache):
 
     def _layer(self, i):
         allocator = self.layer_to_allocator[i]
-        return PagedLayer(self._configs[i], self._sides[i], allocator.stored(i), allocator.index, getattr(allocator, "sliding_window", None),
-                          self.rings.views(i))
+        window = getattr(allocator, "sliding_window", None)
+        return PagedLayer(self._configs[i], self._sides[i], allocator.stored(i), allocator.index, window, self.rings.views(i))
 
     @property
     def nbytes(self) -> int:
@@ -153,12 +154,13 @@ class Int4PagedAttentionCache(PagedAttentionCache):
 
     def _next_step(self):
         spans = [self._span(future.state, future.query_length) for future in self.batch.requests_in_batch]
-        return Step(spans, next(iter(self.cache_allocators.values())).tokens_per_page, self.rings.rows, self.rings.tensor.device, self.exact)
+        page_size = next(iter(self.cache_allocators.values())).tokens_per_page
+        return Step(spans, page_size, self.rings.rows, self.rings.tensor.device, self.exact)
 
     def _span(self, state, tokens):
         begin = state.position_offset - tokens  # it was moved on when the batch was prepared
         allocators = self.cache_allocators.values()
-        kept = [max(begin, allocator.seen_from(begin, tokens)) if begin == 0 else begin for allocator in allocators]
+        kept = [allocator.seen_from(0, tokens) if begin == 0 else begin for allocator in allocators]
         return Span(begin, tokens, [allocator.table(state.request_id) for allocator in allocators], kept, *self._running[state.request_id])
 
     def update(self, key_states, value_states, layer_idx, kwargs):

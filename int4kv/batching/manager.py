@@ -42,8 +42,8 @@ class Int4BatchingManager(ContinuousBatchingManager):
         pass  # a patched model has the attention that it needs
 
     def _create_batch_processor(self):
-        create = with_names(ContinuousBatchingManager._create_batch_processor, PagedAttentionCache=partial(Int4PagedAttentionCache, int4=self.int4))
-        processor = create(self)
+        cache = partial(Int4PagedAttentionCache, int4=self.int4)
+        processor = with_names(ContinuousBatchingManager._create_batch_processor, PagedAttentionCache=cache)(self)
         processor.cache.batch = processor.inputs_and_outputs
         processor.scheduler.add_waiting_request = partial(_admit, processor.cache, processor.scheduler)
         return processor
@@ -55,7 +55,7 @@ def _admit(cache, scheduler, state):
     type(scheduler).add_waiting_request(scheduler, state)
 
 
-def init_continuous_batching(model, generation_config=None, continuous_batching_config=None, workload_hints=None) -> ContinuousBatchingManager:
+def init_continuous_batching(model, generation_config=None, continuous_batching_config=None, workload_hints=None) -> Int4BatchingManager:
     """model.init_continuous_batching of a patched model; generate_batch, continuous_batching_context_manager and servers call it."""
     kept = getattr(model, "_cached_continuous_batching_manager", None)
     if isinstance(kept, Int4BatchingManager):

@@ -67,8 +67,11 @@ class Step:
             kind = FRESH if exact and span.begin == 0 else STEP if span.tokens == 1 else CHUNK
             found.setdefault((kind, i if kind == CHUNK else 0), []).append((span, range(first, first + span.tokens)))
             first += span.tokens
-        self.calls = [Call(kind, [span for span, _ in part], self._where([tokens for _, tokens in part], device), page_size, ring_rows, device)
-                      for (kind, _), part in found.items() if any(tokens for _, tokens in part)]
+        self.calls = []
+        for (kind, _), part in found.items():
+            among = [span for span, tokens in part if tokens]
+            if among:
+                self.calls.append(Call(kind, among, self._where([tokens for _, tokens in part], device), page_size, ring_rows, device))
 
     def _where(self, ranges, device):
         """A slice where the tokens lie together, else their indices."""

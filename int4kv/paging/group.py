@@ -65,8 +65,8 @@ class Group:
         needed, there = sum(plan.added for plan in plans) + copies, self.pages.free + freed
         if needed > there:
             kind = "full attention" if self.window is None else f"a sliding window of {self.window} tokens"
-            raise OutOfPages(f"{needed} pages of {self.page_size} tokens are needed for layers with {kind} and {there} of {self.pages.count} are "
-                             "free; free sequences, add fewer tokens at once, or make a larger pool")
+            raise OutOfPages(f"{needed} pages of {self.page_size} tokens are needed for layers with {kind} and {there} of {self.pages.count} "
+                             "are free; free sequences, add fewer tokens at once, or make a larger pool")
 
     def carry_out(self, plan: Plan) -> None:
         """Change the table and, before others' pages are written, copy them."""

@@ -29,8 +29,9 @@ class PagedLayer:
         """Write keys and values of a step, [tokens, num_key_value_heads, head_dim], into the pages of their sequences."""
         if self.config.check_finite and not (k.isfinite().all() and v.isfinite().all()):
             raise ValueError("key_states or value_states has NaN or infinity; accepted: finite values")
-        self._settle_centres(k, v, step)
-        return PagedChunk(self, k, v, step, [self._store_call(k[call.tokens], v[call.tokens], call) for call in step.calls])
+        with torch.inference_mode(False), torch.no_grad():  # pages and centres outlive the mode they are made in
+            self._settle_centres(k, v, step)
+            return PagedChunk(self, k, v, step, [self._store_call(k[call.tokens], v[call.tokens], call) for call in step.calls])
 
     def _settle_centres(self, k, v, step):
         first = slice(min(step.spans[0].tokens, self.config.centre_tokens))
@@ -76,7 +77,8 @@ class WideRing:
     def __init__(self, layer: PagedLayer, span, rows: int, window: int):
         stored = layer.stored[0]
         self.span, self.rows_each = span, rows
-        self.rows = [torch.zeros(1, rows, stored.shape[2], layer.sides[K].head_dim, dtype=torch.float16, device=stored.device) for _ in "kv"]
+        shape = 1, rows, stored.shape[2], layer.sides[K].head_dim
+        self.rows = [torch.zeros(shape, dtype=torch.float16, device=stored.device) for _ in "kv"]
         self.first = span.begin
         if layer.rings is not None:
             self.first = max(span.recent_start, span.begin - min(layer.config.recent, layer.rings[K].shape[1]))

@@ -73,9 +73,11 @@ class PagePool:
         for window in sorted(set(windows), key=lambda w: (w is not None, w or 0)):
             among = [i for i, w in enumerate(windows) if w == window]
             layout = PageLayout({i: sides[i] for i in among}, self.page_size, self.dtype)
-            group = Group(among, window, layout, pages if window is None else self._sliding_pages(window, sequences), ROLLBACK, self.device)
+            count = pages if window is None else self._sliding_pages(window, sequences)
+            group = Group(among, window, layout, count, ROLLBACK, self.device)
             for i in among:
-                self.layers[i] = PagedLayer(configs[i], sides[i], layout.views(group.memory, i), len(self.groups), window, self.rings.views(i))
+                stored = layout.views(group.memory, i)
+                self.layers[i] = PagedLayer(configs[i], sides[i], stored, len(self.groups), window, self.rings.views(i))
             self.groups.append(group)
 
     def _sliding_pages(self, window, sequences):
@@ -152,7 +154,8 @@ class PagePool:
         plans = [self._plans(sequence, tokens, exact) for sequence, tokens in added]
         for g, group in enumerate(self.groups):
             group.check_room([plan[g] for plan in plans])
-        return Step([self._carry_out(*pair, plan, exact) for pair, plan in zip(added, plans)], self.page_size, self.rings.rows, self.device, exact)
+        spans = [self._carry_out(*pair, plan, exact) for pair, plan in zip(added, plans)]
+        return Step(spans, self.page_size, self.rings.rows, self.device, exact)
 
     def _stored_from(self, sequence, tokens, exact):
         """Per group: in exact prefill the first tokens see each other as they are, and only later queries need what is stored."""

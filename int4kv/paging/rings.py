@@ -1,4 +1,4 @@
-"""Rings: the newest rows of every running sequence as they are, beside their codes. Token t of a sequence lies in row t % rows of its ring."""
+"""Rings: the newest rows of every running sequence as they are, beside their codes; token t lies in row t % rows of its sequence's ring."""
 
 import torch
 
