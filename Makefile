@@ -65,7 +65,7 @@ $(VENV)/.built: $(VENV)/.base $(SOURCES)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.built
-	$(PIP) pytest pytest-timeout pytest-xdist hypothesis cmake lm-eval accelerate $(CUDA_WHEELS)
+	$(PIP) pytest pytest-timeout pytest-xdist hypothesis cmake lm-eval accelerate openai fastapi uvicorn $(CUDA_WHEELS)
 	@touch $@
 
 $(VENV)/transformers-%/.done: $(VENV)/.test

@@ -13,6 +13,13 @@ def signature(model_config) -> tuple:
     return kv_heads_of(model_config), head_dim_of(model_config), tuple(layer_windows(model_config))
 
 
+def check_same_signature(mine: tuple, model_config) -> None:
+    """Raise ValueError when a cache with this signature was made for a model of another shape."""
+    for name, own, its in zip(("num_key_value_heads", "head_dim", "layers and sliding windows"), mine, signature(model_config)):
+        if own != its:
+            raise ValueError(f"past_key_values was made for a model with {name} {own}; this model has {its}")
+
+
 class Int4Cache(Cache):
     """Holds keys and values of a model with the given config, packed.
 
@@ -82,10 +89,7 @@ class Int4Cache(Cache):
 
     def check_model(self, model_config) -> None:
         """Raise ValueError when this cache was made for a model of another shape."""
-        theirs = signature(model_config)
-        for name, mine, its in zip(("num_key_value_heads", "head_dim", "layers and sliding windows"), self.signature, theirs):
-            if mine != its:
-                raise ValueError(f"past_key_values was made for a model with {name} {mine}; this model has {its}")
+        check_same_signature(self.signature, model_config)
 
     def hold_heads(self, heads: slice | None) -> None:
         """Which of the model's KV heads come here, where tensor parallelism splits them: what is calibrated per head is cut to these."""
