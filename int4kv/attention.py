@@ -7,6 +7,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.utils import logging
 
 from . import ops
+from .paging.cache import PagedRows
 from .static import AppendedToken
 from .storage import PackedChunk
 
@@ -19,16 +20,19 @@ logger = logging.get_logger(__name__)
 def int4kv_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, softcap=None, **kwargs):
     """Attention of query [batch, num_heads, queries, head_dim] over what the cache handed out.
 
-    key: a PackedChunk from Int4Layer.update, or a tensor (training, use_cache=False, another cache): then it is SDPA.
-    Returns ([batch, queries, num_heads, head_dim], None).
+    key: a PackedChunk from Int4Layer.update, PagedRows from a paged cache, or a tensor (training, use_cache=False, another cache): then it
+    is SDPA. Returns ([batch, queries, num_heads, head_dim], None).
     """
     if not TO_CHECK.isdisjoint(kwargs):
         _check_options(module, kwargs)
-    if isinstance(key, (PackedChunk, AppendedToken)) and not key.exact:
+    if kwargs.get("cache") is not None:  # continuous batching
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        read = attend_chunk if isinstance(key, PackedChunk) else attend_token
+        return kwargs["cache"].attend(module.layer_idx, query, key, value, scaling, softcap), None
+    read = READ.get(type(key))
+    if read is not None and not key.exact:
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         return read(query, key, attention_mask, scaling, softcap).transpose(1, 2), None
-    if isinstance(key, PackedChunk):
+    if read is not None:
         key, value = key.k, key.v
     return _plain(module, query, key, value, attention_mask, dropout, scaling, softcap, **kwargs)
 
@@ -60,6 +64,14 @@ def attend_token(query, token, attention_mask, scaling, softcap=None):
     if softcap:
         options = options | dict(softcap=softcap)
     return ops.attend_appended(query, *token.codes.tensors, token.length, scaling, **options)
+
+
+def attend_rows(query, rows, attention_mask, scaling, softcap=None):
+    """The same for PagedRows, which hold no padding: there is no mask to go by."""
+    return rows.attend(query, scaling, softcap)
+
+
+READ = {PackedChunk: attend_chunk, AppendedToken: attend_token, PagedRows: attend_rows}
 
 
 def _as_bool(mask, keys):

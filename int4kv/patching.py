@@ -10,9 +10,11 @@ from transformers.utils import logging
 
 from . import ops
 from .attention import NAME
+from .batching import init_continuous_batching
 from .cache import Int4Cache
 from .compiling import EagerForward, compiled_call
 from .config import Int4KVConfig, head_dim_of, layer_windows, make_config, pair, text_config
+from .paging import Int4PagedCache
 from .static import Int4StaticCache
 from .tensor_parallel import check_heads, held_heads, hold_whole_heads
 
@@ -53,6 +55,7 @@ def patch(model, config: Int4KVConfig | None = None, **overrides):
     set_attention(model, NAME)
     model._prepare_cache_for_generation = partial(_prepare_cache, model)  # unlike a bound method it can be pickled
     model.get_compiled_call = partial(compiled_call, model)
+    model.init_continuous_batching = partial(init_continuous_batching, model)
     hooks = (model.register_forward_pre_hook(_before_forward, with_kwargs=True),
              model.register_forward_hook(_after_forward, always_call=True))
     model._int4kv = Patch(config, previous, hooks, held_heads(model))
@@ -81,7 +84,7 @@ def unpatch(model):
     left = model.__dict__.pop("_int4kv")
     for hook in left.hooks:
         hook.remove()
-    for name in ("_prepare_cache_for_generation", "get_compiled_call"):
+    for name in ("_prepare_cache_for_generation", "get_compiled_call", "init_continuous_batching"):
         model.__dict__.pop(name, None)
     set_attention(model, left.previous)
     return model
@@ -201,10 +204,16 @@ def _after_forward(model, args, output):
 
 def _give_cache(model, kwargs):
     """A cache for calls that bring none, and the padding mask for a cache that is still empty."""
+    if kwargs.get("cache") is not None:  # continuous batching: block tables say who sees what, so no mask is to be made
+        kwargs["attention_mask"] = torch.empty(1, 1, 0, 0, device=kwargs["input_ids"].device)
+        return
     cache = kwargs.get("past_key_values")
     if cache is None and _wants_cache(model, kwargs):
         cache = kwargs["past_key_values"] = Int4Cache(model.config, model._int4kv.config)
-    if isinstance(cache, Int4Cache):
+    if isinstance(cache, Int4PagedCache):
+        cache.check_model(model.config)
+        cache.note_padding(kwargs.get("attention_mask"))
+    elif isinstance(cache, Int4Cache):
         if cache.get_seq_length() == 0:
             cache.check_model(model.config)
             cache.hold_heads(model._int4kv.heads)
