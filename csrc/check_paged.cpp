@@ -46,7 +46,8 @@ void check_incoming(
   check_pages(side, stored, x.sym_size(2), codebook);
   const Model model = model_of(stored.codes, x.sym_size(2));
   check_device(name, x, stored.codes);
-  TORCH_CHECK_VALUE(x.sym_size(1) == model.kv_heads, name, " has ", x.sym_size(1), " heads; accepted are those of the codes, ", model.kv_heads);
+  TORCH_CHECK_VALUE(
+      x.sym_size(1) == model.kv_heads, name, " has ", x.sym_size(1), " heads; accepted are those of the codes, ", model.kv_heads);
   check_rings(side + "recent", stored.recent, model);
   check_centre(side + "centre", centre, model);
   check_rotation(side + "rotation", rotation, model);
@@ -65,7 +66,8 @@ void check_quantize_paged(
   TORCH_CHECK_VALUE(v.sym_size(0) == k.sym_size(0), "v has ", v.sym_size(0), " tokens; accepted are as many as k has, ", k.sym_size(0));
   TORCH_CHECK_VALUE(
       v_stored.codes.sym_size(0) == k_stored.codes.sym_size(0) && v_stored.codes.sym_size(1) == k_stored.codes.sym_size(1),
-      "v_codes has shape ", v_stored.codes.sym_sizes(), "; accepted are the pages and the page_size of k_codes, ", k_stored.codes.sym_sizes());
+      "v_codes has shape ", v_stored.codes.sym_sizes(), "; accepted are the pages and the page_size of k_codes, ",
+      k_stored.codes.sym_sizes());
   check_integers("slots", slots, at::kLong, k);
   check_1d("slots", slots, k.sym_size(0), "one per token");
   check_both_or_none("recent", k_stored.recent, v_stored.recent, kPageLayout);
@@ -100,7 +102,8 @@ void check_attend_paged(
       " heads; accepted are multiples of num_key_value_heads, ", model.kv_heads);
   check_integers("block_table", batch.block_table, at::kInt, q);
   TORCH_CHECK_VALUE(
-      batch.block_table.dim() == 2, "block_table has shape ", batch.block_table.sym_sizes(), "; accepted is [sequences, pages of a sequence]");
+      batch.block_table.dim() == 2, "block_table has shape ", batch.block_table.sym_sizes(),
+      "; accepted is [sequences, pages of a sequence]");
   const auto sequences = batch.block_table.sym_size(0);
   check_integers("lengths", batch.lengths, at::kInt, q);
   check_1d("lengths", batch.lengths, sequences, "one per sequence of block_table");

@@ -68,7 +68,8 @@ at::Tensor attend_paged_meta(
 
 // Kernels that are part of the library need no preparation.
 std::vector<std::string> prepare_nothing(
-    const at::Tensor& /*example*/, at::IntArrayRef /*head_dims*/, int64_t /*k_bits*/, int64_t /*v_bits*/, std::string_view /*codebook*/) {
+    const at::Tensor& /*example*/, at::IntArrayRef /*head_dims*/, int64_t /*k_bits*/, int64_t /*v_bits*/, std::string_view /*codebook*/,
+    bool /*paged*/) {
   return {};
 }
 
@@ -99,7 +100,7 @@ TORCH_LIBRARY(int4kv, m) {
       "Tensor? k_recent=None, Tensor? v_recent=None, Tensor? rings=None, Tensor? recent_starts=None, SymInt recent_window=0, "
       "SymInt window=0, float softcap=0., str codebook='uniform') -> Tensor");
   // Builds the kernels of the example's device ahead of their first use; says where they come from, then their names.
-  m.def("prepare(Tensor example, int[] head_dims, int k_bits=4, int v_bits=4, str codebook='uniform') -> str[]");
+  m.def("prepare(Tensor example, int[] head_dims, int k_bits=4, int v_bits=4, str codebook='uniform', bool paged=False) -> str[]");
   m.def(
       "dequantize(Tensor codes, Tensor scales, SymInt start, SymInt end, SymInt head_dim, *, Tensor? centre=None, "
       "Tensor? rotation=None, ScalarType dtype=float, str codebook='uniform') -> Tensor");

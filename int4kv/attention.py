@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from . import ops
 from .paging.cache import PagedRows
+from .static import AppendedToken
 from .storage import PackedChunk
 
 NAME = "int4kv"
@@ -27,12 +28,10 @@ def int4kv_attention(module, query, key, value, attention_mask, dropout=0.0, sca
     if kwargs.get("cache") is not None:  # continuous batching
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         return kwargs["cache"].attend(module.layer_idx, query, key, value, scaling, softcap), None
-    if isinstance(key, PackedChunk) and not key.exact:
+    if isinstance(key, (PackedChunk, PagedRows, AppendedToken)) and not key.exact:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return attend_chunk(query, key, attention_mask, scaling, softcap).transpose(1, 2), None
-    if isinstance(key, PagedRows) and not key.exact:
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return key.attend(query, scaling, softcap).transpose(1, 2), None
+        read = attend_chunk if isinstance(key, PackedChunk) else attend_rows if isinstance(key, PagedRows) else attend_token
+        return read(query, key, attention_mask, scaling, softcap).transpose(1, 2), None
     if isinstance(key, (PackedChunk, PagedRows)):
         key, value = key.k, key.v
     return _plain(module, query, key, value, attention_mask, dropout, scaling, softcap, **kwargs)
@@ -55,6 +54,21 @@ def attend_chunk(query, chunk, attention_mask, scaling, softcap=None):
         options = options | dict(softcap=softcap)
     return ops.attend(query, *chunk.codes.tensors, chunk.start, chunk.end, scaling,
                       recent_start=0 if recent is None else recent.start, **options)
+
+
+def attend_token(query, token, attention_mask, scaling, softcap=None):
+    """The same for an AppendedToken; a mask covers all that the cache has room for."""
+    options = token.options
+    if attention_mask is not None:
+        options = options | dict(mask=_as_bool(attention_mask, attention_mask.shape[-1]))
+    if softcap:
+        options = options | dict(softcap=softcap)
+    return ops.attend_appended(query, *token.codes.tensors, token.length, scaling, **options)
+
+
+def attend_rows(query, rows, attention_mask, scaling, softcap=None):
+    """The same for rows in pages, where block tables and lengths say who sees what."""
+    return rows.attend(query, scaling, softcap)
 
 
 def _as_bool(mask, keys):
@@ -86,6 +100,11 @@ def int4kv_mask(*args, **kwargs):
         queries = kwargs.get("cache_position", args[1] if len(args) > 1 else None).shape[0]
     keys, offset = kwargs["kv_length"], kwargs.get("kv_offset", 0)
     padding, window = kwargs.get("attention_mask"), kwargs.get("local_size")
+    if isinstance(offset, torch.Tensor):  # an Int4StaticLayer's: attention finds its tokens, whatever their number
+        if padding is None and not kwargs.get("use_vmap"):
+            return None
+        kwargs["kv_offset"] = 0
+        return sdpa_mask(*args, **kwargs)
     single = queries == 1 and kwargs.get("allow_is_causal_skip", True) and (window is None or keys <= window)
     if single and padding is None:
         return None

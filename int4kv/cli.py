@@ -114,16 +114,20 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    prompt_cache: Annotated[Path | None, typer.Option(help="The prompt's tokens, read before; made if it is not there.")] = None,
 ):
     """Continue a prompt, streaming the text; the last line tells speed and cache bytes."""
     import torch
 
     from .patching import patch
+    from .prompt_cache import load_or_read
     from .streaming import load_or_fail, stream
 
     if not prompt:
         fail("--prompt is empty; accepted: at least one character")
-    errors.print(f"loading {model}", style="dim", highlight=False)  # transformers shows its own progress bar
+    if prompt_cache is not None and cache is not CacheKind.int4:
+        fail(f"--prompt-cache is given with --cache {cache.value}; accepted: --cache int4")
+    _note(f"loading {model}")  # transformers shows its own progress bar
     network, tokenizer = load_or_fail(model, pick_device(device), fail)
     if cache is CacheKind.int4:
         try:
@@ -132,8 +136,14 @@ def generate(
             fail(str(error))
     torch.manual_seed(seed)
     options = dict(do_sample=True, temperature=temperature) if temperature else dict(do_sample=False)
+    if prompt_cache is not None:
+        options["past_key_values"] = load_or_read(network, tokenizer, prompt, prompt_cache, _note, fail)
     closing = stream(network, tokenizer, prompt, console, errors, max_new_tokens=max_new_tokens, **options)
     console.print(closing, style="dim", highlight=False, soft_wrap=True)
+
+
+def _note(text: str) -> None:
+    errors.print(text, style="dim", highlight=False, soft_wrap=True)
 
 
 @app.command()

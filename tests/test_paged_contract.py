@@ -15,7 +15,8 @@ from int4kv.rotation import hadamard_signs
 def quantize_arguments():
     k = torch.ones(3, 2, 64)
     sides = dict(zip(("k_codes", "k_scales", "v_codes", "v_scales"), (torch.zeros_like(t) for t in side(4, 8, 2, 64) * 2)))
-    recent = dict(k_recent=torch.zeros(2, 4, 2, 64).half(), v_recent=torch.zeros(2, 4, 2, 64).half(), recent_slots=torch.tensor([0, 1, -1]))
+    k_recent, v_recent = torch.zeros(2, 2, 4, 2, 64).half()
+    recent = dict(k_recent=k_recent, v_recent=v_recent, recent_slots=torch.tensor([0, 1, -1]))
     return dict(k=k, v=k.clone(), **sides, slots=torch.tensor([0, 9, 31])) | recent
 
 
@@ -26,7 +27,8 @@ BAD_QUANTIZE = [
     (dict(v=torch.ones(2, 2, 64)), ValueError, "v has 2 tokens; accepted are as many as k has, 3"),
     (dict(k_codes=torch.zeros(4, 8, 2, 30).byte()), ValueError, "k_codes has 30 bytes for head_dim 64"),
     (dict(k_codes=torch.zeros(4, 0, 2, 32).byte(), k_scales=torch.zeros(4, 0, 2, 1).half()), ValueError, "k_codes has page_size 0"),
-    (dict(v_codes=torch.zeros(5, 8, 2, 32).byte(), v_scales=torch.zeros(5, 8, 2, 1).half()), ValueError, "v_codes has shape .* the pages and the page_size"),
+    (dict(v_codes=torch.zeros(5, 8, 2, 32).byte(), v_scales=torch.zeros(5, 8, 2, 1).half()), ValueError,
+     "v_codes has shape .* the pages and the page_size"),
     (dict(v_scales=torch.zeros(4, 7, 2, 1).half()), ValueError, "v_scales has page_size 7; accepted is that of the codes, 8"),
     (dict(slots=torch.tensor([0, 9], dtype=torch.int64)), ValueError, r"slots has shape \[2\]; accepted is \[3\]"),
     (dict(slots=torch.tensor([0, 9, 31], dtype=torch.int32)), TypeError, "slots has dtype Int; accepted is int64"),
@@ -88,7 +90,8 @@ BAD_ATTEND = [
     (dict(lengths=torch.zeros(3).int()), ValueError, r"lengths has shape \[3\]; accepted is \[2\], one per sequence"),
     (dict(query_starts=torch.zeros(2).int()), ValueError, r"query_starts has shape \[2\]; accepted is \[3\]"),
     (dict(max_queries=-1), ValueError, "max_queries is -1"),
-    (dict(v_codes=torch.zeros(4, 9, 2, 32).byte(), v_scales=torch.zeros(4, 9, 2, 1).half()), ValueError, "v_codes has page_size 9; accepted is that of k_codes, 8"),
+    (dict(v_codes=torch.zeros(4, 9, 2, 32).byte(), v_scales=torch.zeros(4, 9, 2, 1).half()), ValueError,
+     "v_codes has page_size 9; accepted is that of k_codes, 8"),
     (dict(rings=None), ValueError, "rings is None and k_recent is given"),
     (dict(recent_starts=None), ValueError, "recent_starts is None and k_recent is given"),
     (dict(v_recent=None), ValueError, "k_recent is given and v_recent is None"),
@@ -99,15 +102,20 @@ BAD_ATTEND = [
     (dict(v_centre=torch.zeros(2, 64)), ValueError, r"v_centre has shape \[2, 64\]"),
 ]
 BAD_TABLES = [
-    (dict(block_table=torch.tensor([[0, 1], [4, 3]]).int()), ValueError, "block_table has 4 for tokens 0 to 7 of sequence 1; accepted are the pages 0 to 3"),
+    (dict(block_table=torch.tensor([[0, 1], [4, 3]]).int()), ValueError,
+     "block_table has 4 for tokens 0 to 7 of sequence 1; accepted are the pages 0 to 3"),
     (dict(block_table=torch.tensor([[-1, 1], [2, 3]]).int()), ValueError, "block_table has -1 for tokens 0 to 7 of sequence 0"),
-    (dict(lengths=torch.tensor([10, 17]).int()), ValueError, "lengths has 17 for sequence 1; accepted are its queries, 2, to the tokens of 2 pages, 16"),
+    (dict(lengths=torch.tensor([10, 17]).int()), ValueError,
+     "lengths has 17 for sequence 1; accepted are its queries, 2, to the tokens of 2 pages, 16"),
     (dict(lengths=torch.tensor([10, 1]).int()), ValueError, "lengths has 1 for sequence 1"),
-    (dict(query_starts=torch.tensor([0, 2, 1]).int()), ValueError, "query_starts has 2 and 1 for sequence 1; accepted are ascending rows of q, 0 to 3"),
+    (dict(query_starts=torch.tensor([0, 2, 1]).int()), ValueError,
+     "query_starts has 2 and 1 for sequence 1; accepted are ascending rows of q, 0 to 3"),
     (dict(query_starts=torch.tensor([0, 2, 4]).int()), ValueError, "query_starts has 2 and 4 for sequence 1"),
-    (dict(max_queries=1), ValueError, "max_queries is 1; accepted is the most of a sequence or more, and sequence 1 has 2"),
+    (dict(max_queries=1), ValueError,
+     "max_queries is 1; accepted is the most of a sequence or more, and sequence 1 has 2"),
     (dict(rings=torch.tensor([0, 2]).int()), ValueError, r"rings has 2 for sequence 1; accepted are -1 \(none\) and 0 to 1"),
-    (dict(recent_starts=torch.tensor([5, 12]).int()), ValueError, "recent_starts has 5 for sequence 0 of length 10; accepted are at most 4 tokens"),
+    (dict(recent_starts=torch.tensor([5, 12]).int()), ValueError,
+     "recent_starts has 5 for sequence 0 of length 10; accepted are at most 4 tokens"),
     (dict(recent_starts=torch.tensor([-1, 12]).int()), ValueError, "recent_starts has -1 for sequence 0"),
 ]
 

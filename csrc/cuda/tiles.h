@@ -131,7 +131,7 @@ inline void load_keys(const Source& source, int tile, int last, bool together, P
   uint bits = source.coding.bits, first = at.quarter * (D / 32);
   int token = tile + at.key(B);
   if (together) {
-    const uchar* row = source.codes + ulong(source.slot(token)) * (D * bits / 8);
+    const uchar* row = source.aligned_row(token, D * bits / 8);
 #pragma unroll
     for (int b = 0; b < B; b++) load_words<D / 32>(row + 2 * b * (D * bits / 8), bits, D, first, true, words.block[b]);
   } else {
@@ -145,7 +145,7 @@ inline void load_values(const Source& source, int tile, int last, bool together,
   uint bits = source.coding.bits, first = at.column_ * (D / 64);
   int token = tile + at.token(B);
   if (together) {
-    const uchar* row = source.codes + ulong(source.slot(token)) * (D * bits / 8);
+    const uchar* row = source.aligned_row(token, D * bits / 8);
 #pragma unroll
     for (int i = 0; i < 2 * B; i++) load_words<D / 64>(row + i * (D * bits / 8), bits, D, first, true, words.token[i]);
   } else {
@@ -159,12 +159,12 @@ template <int D, int B>
 inline void request_tile(const Source& source, int tile, Place at) {
   if (!source.is_together(tile, 8 * B)) return;
   const uint lines = (8 * B * D * source.coding.bits / 8 + 127) / 128;
-  const uchar* first = source.codes + ulong(source.slot(tile)) * (D * source.coding.bits / 8);
+  const uchar* first = source.aligned_row(tile, D * source.coding.bits / 8);
 #pragma unroll
   for (uint i = 0; i < lines; i += INT4KV_SIMD) {
     if (i + at.lane < lines) asm volatile("prefetch.global.L2 [%0];" : : "l"(first + 128 * (i + at.lane)));
   }
-  if (at.lane == 0) asm volatile("prefetch.global.L2 [%0];" : : "l"(source.scales + source.slot(tile)));
+  if (at.lane == 0) asm volatile("prefetch.global.L2 [%0];" : : "l"(source.aligned_scale(tile)));
 }
 
 // Of a lane's N tokens of a tile, in pairs as they were loaded: taken apart where they are used, which is when they have arrived.
@@ -189,7 +189,7 @@ template <int D, int B>
 inline void load_scales(const Source& source, int tile, int last, bool together, Place at, Scales<2 * B>& scales) {
   int token = tile + at.token(B);
   if (together) {
-    scales = *(const Scales<2 * B>*)(source.scales + source.slot(token));
+    scales = *(const Scales<2 * B>*)(source.aligned_scale(token));
   } else {
 #pragma unroll
     for (int i = 0; i < 2 * B; i++) set_scale(scales, i, source.scale(min(token + i, last - 1), 0));
