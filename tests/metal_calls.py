@@ -190,7 +190,7 @@ def paged_calls(ops, device):
         recent |= dict(zip(("rings", "recent_starts"), numbers[2:]))
         for group, window in product((1, 3), (0, 40)):
             seen = table.clone()
-            seen[0, : (150 - window) // page_size if window else 0] = 10**6  # behind the window, and some of them in its first tile
+            seen[0, : (150 - window) // page_size if window else 0] = 12  # behind the window, and some of them in its first tile
             q = torch.randn(12, 2 * group, head_dim, generator=generator).to(device)
             yield ops.attend_paged(q, *sides, seen.to(device), *numbers[:2], 11, head_dim**-0.5, **rotations, **recent, recent_window=5,
                                    window=window, codebook="lloyd")
