@@ -87,7 +87,7 @@ class Int4PagedCache(Cache):
 
     def note_padding(self, attention_mask: torch.Tensor | None) -> None:
         """The 2-dimensional attention mask of the next chunk: padding, on either side, is not stored."""
-        self._padding = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
+        self._padding = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2 else None
 
     def store(self, k: torch.Tensor, v: torch.Tensor, layer_idx: int) -> PagedRows:
         """A layer's keys and values [batch, num_key_value_heads, tokens, head_dim] of the next chunk. Layers come in their order."""
