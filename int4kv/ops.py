@@ -75,8 +75,20 @@ def _load():
 
 _C = _load()
 quantize = torch.ops.int4kv.quantize
-quantize_kv = torch.ops.int4kv.quantize_kv
-attend = torch.ops.int4kv.attend
 dequantize = torch.ops.int4kv.dequantize
 quantize_paged = torch.ops.int4kv.quantize_paged
 attend_paged = torch.ops.int4kv.attend_paged
+append_kv = torch.ops.int4kv.append_kv
+attend_appended = torch.ops.int4kv.attend_appended
+
+quantize_kv, attend = _C.quantize_kv, _C.attend  # the same ops, called in less time: csrc/calls.cpp
+
+
+@torch.compiler.substitute_in_graph(quantize_kv, skip_signature_check=True)
+def _quantize_kv_in_graph(*args, **options):
+    return torch.ops.int4kv.quantize_kv(*args, **options)
+
+
+@torch.compiler.substitute_in_graph(attend, skip_signature_check=True)
+def _attend_in_graph(*args, **options):
+    return torch.ops.int4kv.attend(*args, **options)
