@@ -59,10 +59,26 @@ class Int4StaticLayer(Int4Layer):
         if torch.compiler.is_compiling():
             raise RuntimeError(f"past_key_values takes {k.shape[2]} tokens of a prompt or of an unsettled centre; accepted in a compiled "
                                "graph: single tokens after those, under torch.no_grad(). Run the prompt with the model as it is")
+        self._catch_up()
+        return super()._store_checked(k, v)
+
+    def _catch_up(self):
+        """Tell the rings of appended tokens: those moved the tensor only."""
         for ring in (self.codes, self.recent):
             if ring is not None:
-                ring.advance(self.length)  # appended tokens moved the tensor, not the rings
-        return super()._store_checked(k, v)
+                ring.advance(self.length)
+
+    def reorder_cache(self, beam_idx):
+        self._catch_up()
+        super().reorder_cache(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int):
+        self._catch_up()
+        super().batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices):
+        self._catch_up()
+        super().batch_select_indices(indices)
 
     def get_mask_sizes(self, query_length):
         """(key length, key offset) of the next mask. A single token's has the capacity's length, whatever is held, and its offset is a tensor."""

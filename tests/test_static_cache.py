@@ -35,7 +35,7 @@ PROMPTS = {
     "sampled": lambda: dict(ids=random_ids(1, 60), do_sample=True, num_return_sequences=2),
 }
 WAYS = PROMPTS | {
-    "beams": lambda: dict(padded(), num_beams=3),
+    "beams": lambda: dict(padded(), num_beams=3, max_new_tokens=80),
     "chunks": lambda: dict(ids=random_ids(1, 100), prefill_chunk_size=32),
 }
 
