@@ -67,7 +67,8 @@ struct Writer {
       const at::Tensor& x_, Axes x_axes, const Stored& stored, Axes axes, int64_t position_, const OptionalTensor& centre_,
       const OptionalTensor& rotation_, std::string_view codebook)
       : x(x_, x_axes), codes(stored.codes, axes), scales(stored.scales, axes), centre(centre_),
-        rotation(rotation_, x_.size(x_axes.channel)), position(position_), heads(x_.size(x_axes.head)), tokens(x_.size(x_axes.token)), stored_scales(stored.scales.size(axes.channel)),
+        rotation(rotation_, x_.size(x_axes.channel)), position(position_), heads(x_.size(x_axes.head)), tokens(x_.size(x_axes.token)),
+        stored_scales(stored.scales.size(axes.channel)),
         packing{x_.size(x_axes.channel), x_.size(x_axes.channel), 0, codebook_of(codebook)}, packed(is_packed(stored.codes)) {
     if (packed) {
       packing.group_size = packing.head_dim / (stored_scales / scales_per_group(packing.codebook));
