@@ -44,8 +44,8 @@ struct QueryRow {
 inline QueryRow query_row(constant Int4kvAttend& p, uint kv_head, uint index) {
   uint group = p.heads / p.kv_heads, rows = group * p.queries, held = min(index, rows - 1);
   QueryRow row;
-  row.query = held / group;
-  row.head = kv_head * group + held % group;
+  row.query = p.queries == 1 ? 0 : held / group;  // a division is dear
+  row.head = kv_head * group + held - row.query * group;
   row.live = index < rows;
   return row;
 }

@@ -3,7 +3,7 @@
 // Grid: rows = batch * heads * queries, the query fastest.
 #include "attend.h"
 
-constant constexpr uint kTogether = 4;  // splits of a simdgroup whose rows are on their way at once
+constant constexpr uint kTogether = 8;  // splits of a simdgroup whose rows are on their way at once
 
 template <uint M>
 [[kernel]] void merge_splits(
@@ -15,6 +15,7 @@ template <uint M>
   INT4KV_THREADGROUP(float, rows, M * INT4KV_MAX_HEAD_DIM);
   INT4KV_THREADGROUP(float, sums, M);
   uint units = p.head_dim / INT4KV_UNIT;
+  if (p.v_rotation.kind != INT4KV_NO_ROTATION && lane < units) ask_for(v_rotation + INT4KV_UNIT * lane);
   const device float2* found = statistics + long(index) * p.splits;
   float maximum = kFloor, sum = 0.0f, x[kMaxUnits] = {};
   for (uint s = lane; s < p.splits; s += INT4KV_SIMD) maximum = max(maximum, found[s].x);
