@@ -26,6 +26,8 @@ inline void ask_for(const void* at) {
   asm volatile("prefetch.global.L2 [%0];" : : "l"(at));
 }
 
+constexpr uint kMergeTogether = 8;  // memory is further away
+
 // x in registers, not computed again where it is used.
 template <typename T>
 inline T* kept(T* x) {

@@ -17,6 +17,9 @@
 // Asks for the line of memory at an address ahead of its load, where there is a way to.
 inline void ask_for(const device void*) {}
 
+// Splits of a simdgroup of merge whose rows are on their way at once.
+constant constexpr uint kMergeTogether = 4;
+
 // x, computed once and kept.
 template <typename T>
 inline T kept(T x) {

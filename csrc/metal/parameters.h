@@ -31,7 +31,7 @@ typedef int64_t int4kv_stride;
 #define INT4KV_SIMDGROUPS 4u  // simdgroups of a threadgroup that share the keys of one block of rows
 #define INT4KV_COLUMNS 8u     // query rows that attend_matrix serves at once: the width of a fragment
 #define INT4KV_PAIR 2u        // query rows that attend_simd serves at once at most
-#define INT4KV_MERGE_SIMDGROUPS 16u  // simdgroups that join the splits of one query row
+#define INT4KV_MERGE_SIMDGROUPS 8u  // simdgroups that join the splits of one query row
 
 // A tensor [batch, head, token, channel]: strides in elements. A stride of 0 broadcasts.
 struct Int4kvRows {
