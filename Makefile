@@ -48,7 +48,7 @@ test-older: $(OLDER:%=$(VENV)/transformers-%/.done)
 	@set -e; for version in $(OLDER); do \
 	  echo "== transformers $$version"; \
 	  PYTHONPATH=$(VENV)/transformers-$$version EXPECTED_TRANSFORMERS=$$version \
-	    $(PY) -m pytest -n 2 --dist worksteal -p no:cacheprovider tests/test_generate.py tests/test_architectures.py tests/test_patching.py; \
+	    $(PY) -m pytest -n 2 --dist worksteal -p no:cacheprovider tests/test_generate.py tests/test_architectures.py tests/test_patching.py tests/test_conversion.py; \
 	done
 
 build: $(VENV)/.built
@@ -65,7 +65,7 @@ $(VENV)/.built: $(VENV)/.base $(SOURCES)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.built
-	$(PIP) pytest pytest-timeout pytest-xdist hypothesis cmake lm-eval accelerate $(CUDA_WHEELS)
+	$(PIP) pytest pytest-timeout pytest-xdist hypothesis cmake lm-eval accelerate openai fastapi uvicorn $(CUDA_WHEELS)
 	@touch $@
 
 $(VENV)/transformers-%/.done: $(VENV)/.test

@@ -31,7 +31,7 @@ OTHERS = ((4, 4, "uniform"), (5, 4, "lloyd"), (8, 4, "lloyd"), (3, 3, "lloyd"))
 DECODE = ("p.queries == 1", "p.has_mask == 0", "p.softcap == 0.0f", "p.splits == 8", "p.sinks == 0", "p.q.type == INT4KV_FLOAT16",
           *(f"p.{side}.groups == 1" for side in "kv"), *(f"p.{side}_rotation.kind == INT4KV_HADAMARD" for side in "kv"),
           *(f"p.{side}_recent.codes.type == INT4KV_FLOAT16" for side in "kv"))
-PREFILL = tuple(f"p.{side}.{fact}" for side in "kv" for fact in (
+PREFILL = ("paged == 0",) + tuple(f"p.{side}.{fact}" for side in "kv" for fact in (
     "x.type == INT4KV_FLOAT16", "has_centre == 1", "centre.type == INT4KV_FLOAT32", "rotation.kind == INT4KV_HADAMARD",
     "recent_rows == 0", "stored.groups == 1", "stored.bits == 4", "stored.codebook == INT4KV_LLOYD", "rotation.block == 128"))
 UNPACK = ("p.stored.groups == 1", "p.stored.bits == 4", "p.stored.codebook == INT4KV_LLOYD", "p.rotation.block == 128",
@@ -41,7 +41,7 @@ MERGE = ("p.splits == 8", "p.head_dim == 128", "p.has_v_centre == 0", "p.v_rotat
 
 
 def decode_case(kernel, head_dim, k_bits, v_bits, codebook):
-    constants = (f"k_bits == {k_bits}", f"v_bits == {v_bits}", f"codebook == INT4KV_{codebook.upper()}")
+    constants = (f"k_bits == {k_bits}", f"v_bits == {v_bits}", f"codebook == INT4KV_{codebook.upper()}", "paged == 0")
     recipe = "" if (k_bits, v_bits, codebook) == DEFAULT else f"_k{k_bits}v{v_bits}_{codebook}"
     stem = kernel if kernel.endswith(f"_{head_dim}") else f"{kernel}_{head_dim}"
     return Case(stem + recipe, kernel, "Int4kvAttend", (*DECODE, *constants, f"p.head_dim == {head_dim}"))

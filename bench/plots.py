@@ -95,9 +95,22 @@ def memory(rows: list[dict], file) -> None:
     panels(grouped(phases, lambda row: row["phase"]), draw, "peak above the loaded model, MiB", file)
 
 
+def serving(rows: list[dict], file) -> None:
+    """Tokens held at once and tokens per second over the bytes of the cache, a panel per model and quantity."""
+    def draw(axis, mine):
+        lines(axis, mine, "cache_mib", "values")
+        axis.set(ylim=(0, None), xlabel="cache, MiB")
+
+    points = []
+    for name, title in (("tokens_at_once", "tokens at once"), ("tokens_per_s", "tokens/s")):
+        for (model, mib), found in grouped(rows, lambda row: (row["model"], row["cache_mib"])).items():
+            points.append(dict(panel=f"{model}, {title}", cache_mib=mib, values={row["contender"]: row[name] for row in found}))
+    panels(grouped(points, lambda row: row["panel"]), draw, "", file)
+
+
 def draw(rows: list[dict], file) -> None:
     """The plot of these results, by the benchmark that they name."""
-    kinds = dict(attend=attend, quantize=quantize, generate=generate, memory=memory)
+    kinds = dict(attend=attend, quantize=quantize, generate=generate, memory=memory, serving=serving)
     kinds[kind_of(rows)](rows, file)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-KINDS = ("attend", "quantize", "generate", "memory")  # the scripts, and row["benchmark"]
+KINDS = ("attend", "quantize", "generate", "memory", "serving")  # the scripts, and row["benchmark"]
 # Change in ms per token against the fp cache, percent, and the prefixes it is stated for: arXiv 2605.05699, abstract (Apple M1, fp16).
 PAPER = {"Gemma-3 1B": ("-3 .. -8", 256, 4096), "Qwen2.5-1.5B": ("-0.7 .. -2.6", 0, 1024)}
 
@@ -54,6 +54,14 @@ MEMORY = {
     "prefill / dynamic": plain("prefill_over_dynamic", ".2f"), "decode / dynamic": plain("decode_over_dynamic", ".2f"),
 }
 
+SERVING = {
+    "model": plain("model"), "cache, MiB": plain("cache_mib", "g"), "pages": plain("contender"),
+    "tokens held at once": plain("tokens_at_once", ","), "of fp": plain("tokens_at_once_over_fp", ".2f"),
+    "requests at once": plain("requests_at_once"), "forward passes": plain("batches"),
+    "tokens/s": lambda row: f"{row['tokens_per_s']:.0f} ({row['p10']:.0f}-{row['p90']:.0f})", "over fp": plain("tokens_per_s_over_fp", ".2f"),
+    "same text as alone": lambda row: "-" if row["same_as_alone"] is None else f"{row['same_as_alone']} of {row['requests']}",
+}
+
 
 def generate_columns(rows: list[dict]) -> dict:
     """A column per contender that ran: milliseconds per token and, in brackets, those inside the cache and the attention function."""
@@ -96,6 +104,8 @@ def tables_of(rows: list[dict]) -> list[tuple]:
         return [(title, *rest) for title, *rest in (("one token", ONE_TOKEN, one), ("prefill", PREFILL, many)) if rest[1]]
     if kind == "generate":
         return [("ms per token (in cache and attention); changes by medians (paired by rounds)", generate_columns(rows), rows)]
+    if kind == "serving":
+        return [("requests of mixed lengths, equal bytes for the cache", SERVING, rows)]
     if kind == "memory":
         return [("above the loaded model", MEMORY, rows)]
     return [("one decode step of attention", ATTEND, rows), ("roofline", ROOFLINE, rows)]

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "calls.h"
 #include "cpu/kernels.h"
 #include "format.h"
 
@@ -53,4 +54,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info, "torch and compiler versions this library was built with, and its backends");
   m.def("cpu_kernels", &cpu_kernels, "names of the CPU kernels that this processor can run, best first");
   m.def("use_cpu_kernels", &use_cpu_kernels, "use these from now on; returns the name of those used so far");
+  int4kv::add_calls(m);
 }

@@ -34,6 +34,26 @@ void check_attend(
     const c10::SymInt& recent_start, const c10::SymInt& recent_window, const OptionalTensor& mask, const c10::SymInt& window,
     double softcap, std::string_view codebook);
 
+// The sequences of attend_paged: where the pages of each are, its keys, its rows of q, and its ring of exact rows.
+struct PagedBatch {
+  const at::Tensor& block_table;
+  const at::Tensor& lengths;
+  const at::Tensor& query_starts;
+  const OptionalTensor& rings;
+  const OptionalTensor& recent_starts;
+};
+
+// Codes are [pages, page_size, num_key_value_heads, bytes] here, recent rows [rings, rows, num_key_value_heads, head_dim].
+void check_quantize_paged(
+    const at::Tensor& k, const at::Tensor& v, const Stored& k_stored, const Stored& v_stored, const at::Tensor& slots,
+    const OptionalTensor& k_centre, const OptionalTensor& v_centre, const OptionalTensor& k_rotation, const OptionalTensor& v_rotation,
+    const OptionalTensor& recent_slots, std::string_view codebook);
+
+void check_attend_paged(
+    const at::Tensor& q, const Stored& k, const Stored& v, const PagedBatch& batch, int64_t max_queries, const OptionalTensor& k_rotation,
+    const OptionalTensor& v_rotation, const OptionalTensor& v_centre, const c10::SymInt& recent_window, const c10::SymInt& window,
+    double softcap, std::string_view codebook);
+
 void check_dequantize(
     const Stored& stored, const c10::SymInt& start, const c10::SymInt& end, const c10::SymInt& head_dim,
     const OptionalTensor& centre, const OptionalTensor& rotation, at::ScalarType dtype, std::string_view codebook);

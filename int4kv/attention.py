@@ -7,6 +7,8 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.utils import logging
 
 from . import ops
+from .paging.cache import PagedRows
+from .static import AppendedToken
 from .storage import PackedChunk
 
 NAME = "int4kv"
@@ -18,15 +20,19 @@ logger = logging.get_logger(__name__)
 def int4kv_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, softcap=None, **kwargs):
     """Attention of query [batch, num_heads, queries, head_dim] over what the cache handed out.
 
-    key: a PackedChunk from Int4Layer.update, or a tensor (training, use_cache=False, another cache): then it is SDPA.
-    Returns ([batch, queries, num_heads, head_dim], None).
+    key: a PackedChunk from Int4Layer.update, PagedRows from a paged cache, or a tensor (training, use_cache=False, another cache): then it
+    is SDPA. Returns ([batch, queries, num_heads, head_dim], None).
     """
     if not TO_CHECK.isdisjoint(kwargs):
         _check_options(module, kwargs)
-    if isinstance(key, PackedChunk) and not key.exact:
+    if kwargs.get("cache") is not None:  # continuous batching
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return attend_chunk(query, key, attention_mask, scaling, softcap).transpose(1, 2), None
-    if isinstance(key, PackedChunk):
+        return kwargs["cache"].attend(module.layer_idx, query, key, value, scaling, softcap), None
+    read = READ.get(type(key))
+    if read is not None and not key.exact:
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return read(query, key, attention_mask, scaling, softcap).transpose(1, 2), None
+    if read is not None:
         key, value = key.k, key.v
     return _plain(module, query, key, value, attention_mask, dropout, scaling, softcap, **kwargs)
 
@@ -48,6 +54,24 @@ def attend_chunk(query, chunk, attention_mask, scaling, softcap=None):
         options = options | dict(softcap=softcap)
     return ops.attend(query, *chunk.codes.tensors, chunk.start, chunk.end, scaling,
                       recent_start=0 if recent is None else recent.start, **options)
+
+
+def attend_token(query, token, attention_mask, scaling, softcap=None):
+    """The same for an AppendedToken; a mask covers all that the cache has room for."""
+    options = token.options
+    if attention_mask is not None:
+        options = options | dict(mask=_as_bool(attention_mask, attention_mask.shape[-1]))
+    if softcap:
+        options = options | dict(softcap=softcap)
+    return ops.attend_appended(query, *token.codes.tensors, token.length, scaling, **options)
+
+
+def attend_rows(query, rows, attention_mask, scaling, softcap=None):
+    """The same for PagedRows, which hold no padding: there is no mask to go by."""
+    return rows.attend(query, scaling, softcap)
+
+
+READ = {PackedChunk: attend_chunk, AppendedToken: attend_token, PagedRows: attend_rows}
 
 
 def _as_bool(mask, keys):
@@ -79,6 +103,11 @@ def int4kv_mask(*args, **kwargs):
         queries = kwargs.get("cache_position", args[1] if len(args) > 1 else None).shape[0]
     keys, offset = kwargs["kv_length"], kwargs.get("kv_offset", 0)
     padding, window = kwargs.get("attention_mask"), kwargs.get("local_size")
+    if isinstance(offset, torch.Tensor):  # an Int4StaticLayer's: attention finds its tokens, whatever their number
+        if padding is None and not kwargs.get("use_vmap"):
+            return None
+        kwargs["kv_offset"] = 0
+        return sdpa_mask(*args, **kwargs)
     single = queries == 1 and kwargs.get("allow_is_causal_skip", True) and (window is None or keys <= window)
     if single and padding is None:
         return None

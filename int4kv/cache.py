@@ -4,12 +4,20 @@ import torch
 from transformers.cache_utils import Cache
 
 from .config import Int4KVConfig, head_dim_of, kv_heads_of, layer_windows, make_config, text_config
+from .conversion import fill_from_dynamic, to_dynamic
 from .layer import Int4Layer
 
 
 def signature(model_config) -> tuple:
     """What a cache and a model must agree on: key/value heads, head_dim and the window of every layer."""
     return kv_heads_of(model_config), head_dim_of(model_config), tuple(layer_windows(model_config))
+
+
+def check_same_signature(mine: tuple, model_config) -> None:
+    """Raise ValueError when a cache with this signature was made for a model of another shape."""
+    for name, own, its in zip(("num_key_value_heads", "head_dim", "layers and sliding windows"), mine, signature(model_config)):
+        if own != its:
+            raise ValueError(f"past_key_values was made for a model with {name} {own}; this model has {its}")
 
 
 class Int4Cache(Cache):
@@ -19,6 +27,8 @@ class Int4Cache(Cache):
     Pass it as past_key_values; int4kv.patch(model) makes generate and forward create it by themselves. Under another
     attention function than "int4kv" it hands out dense, dequantised tensors.
     """
+
+    layer_class = Int4Layer
 
     def __init__(self, model_config, config: Int4KVConfig | None = None, **overrides):
         self.config = make_config(config, **overrides)
@@ -30,7 +40,25 @@ class Int4Cache(Cache):
         if self.config.calibration is not None:
             self.config.calibration.check_model(model_config)
         text, count = text_config(model_config), len(windows)
-        super().__init__(layers=[Int4Layer(self.config, text, window, i, count) for i, window in enumerate(windows)])
+        super().__init__(layers=[self.layer_class(self.config, text, window, i, count) for i, window in enumerate(windows)])
+
+    @classmethod
+    def from_dynamic(cls, dynamic, model_config, config: Int4KVConfig | None = None, *, attention_mask: torch.Tensor | None = None,
+                     **overrides) -> "Int4Cache":
+        """An Int4Cache of what a transformers DynamicCache holds, which stays as it is.
+
+        model_config, config, overrides: as above. attention_mask: [batch, tokens], the padding that the DynamicCache was filled with.
+        The bytes are those of an Int4Cache that was given the same keys and values, except in sliding layers that have dropped their
+        first tokens: there the prompt's centre is made of the oldest tokens left.
+        Raises TypeError for another kind of cache and one that offloads, ValueError for one of another model.
+        """
+        cache = cls(model_config, config, **overrides)
+        fill_from_dynamic(cache, dynamic, attention_mask)
+        return cache
+
+    def to_dynamic(self):
+        """A transformers DynamicCache of the tokens held, dequantised in the model's dtype; sliding layers keep their window."""
+        return to_dynamic(self)
 
     def expect(self, length: int) -> "Int4Cache":
         """Make buffers of this many tokens at once, where the final length is known beforehand. Returns the cache."""
@@ -42,6 +70,10 @@ class Int4Cache(Cache):
         """Let crop take back everything since the last crop; transformers has this from 5.16 on."""
         for layer in self.layers:
             layer.activate_past_recording()
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Sequence i of the batch becomes what sequence beam_idx[i] was: in place, and codes only from where the two differ."""
+        super().reorder_cache(torch.as_tensor(beam_idx).cpu())  # read by every layer: one wait for the device, not one a layer
 
     @property
     def batch_size(self) -> int:
@@ -57,10 +89,12 @@ class Int4Cache(Cache):
 
     def check_model(self, model_config) -> None:
         """Raise ValueError when this cache was made for a model of another shape."""
-        theirs = signature(model_config)
-        for name, mine, its in zip(("num_key_value_heads", "head_dim", "layers and sliding windows"), self.signature, theirs):
-            if mine != its:
-                raise ValueError(f"past_key_values was made for a model with {name} {mine}; this model has {its}")
+        check_same_signature(self.signature, model_config)
+
+    def hold_heads(self, heads: slice | None) -> None:
+        """Which of the model's KV heads come here, where tensor parallelism splits them: what is calibrated per head is cut to these."""
+        for layer in self.layers:
+            layer.held_heads = heads
 
     def memory_footprint(self) -> int:
         """Bytes of every tensor held: codes, scales, exact rows and centres of all layers, and the rotations they share."""

@@ -1,4 +1,4 @@
-"""The command line: int4kv demo, eval, generate, info, selftest."""
+"""The command line: int4kv demo, eval, generate, info, selftest, serve."""
 
 import time
 from enum import Enum
@@ -114,16 +114,20 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    prompt_cache: Annotated[Path | None, typer.Option(help="The prompt's tokens, read before; made if it is not there.")] = None,
 ):
     """Continue a prompt, streaming the text; the last line tells speed and cache bytes."""
     import torch
 
     from .patching import patch
+    from .prompt_cache import load_or_read
     from .streaming import load_or_fail, stream
 
     if not prompt:
         fail("--prompt is empty; accepted: at least one character")
-    errors.print(f"loading {model}", style="dim", highlight=False)  # transformers shows its own progress bar
+    if prompt_cache is not None and cache is not CacheKind.int4:
+        fail(f"--prompt-cache is given with --cache {cache.value}; accepted: --cache int4")
+    _note(f"loading {model}")  # transformers shows its own progress bar
     network, tokenizer = load_or_fail(model, pick_device(device), fail)
     if cache is CacheKind.int4:
         try:
@@ -132,8 +136,43 @@ def generate(
             fail(str(error))
     torch.manual_seed(seed)
     options = dict(do_sample=True, temperature=temperature) if temperature else dict(do_sample=False)
+    if prompt_cache is not None:
+        options["past_key_values"] = load_or_read(network, tokenizer, prompt, prompt_cache, _note, fail)
     closing = stream(network, tokenizer, prompt, console, errors, max_new_tokens=max_new_tokens, **options)
     console.print(closing, style="dim", highlight=False, soft_wrap=True)
+
+
+def _note(text: str) -> None:
+    errors.print(text, style="dim", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option(help="A folder, a hub id, or a bundled model: tiny-qwen2, tiny-gemma3.")],
+    config: Annotated[Path | None, typer.Option(help="A folder with int4kv.json, as int4kv.calibrate(...).save writes it.")] = None,
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    requests: Annotated[int, typer.Option(min=1, help="Requests that run at once; others wait.")] = 64,
+    page_size: Annotated[int, typer.Option(min=4, help="Tokens in a page; requests share whole ones.")] = 32,
+    memory: Annotated[float, typer.Option(min=0.0, help="GiB for the cache of all requests.")] = 1.0,
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda, ...")] = "auto",
+):
+    """Serve a patched model to OpenAI clients: transformers' own server and continuous batching, over int4 pages."""
+    try:
+        from . import serving
+    except ImportError as error:
+        fail(f"serve needs more packages: pip install 'int4kv[serving]' ({error})")
+    from .config import Int4KVConfig
+    from .patching import patch
+    from .streaming import load_or_fail
+
+    network, tokenizer = load_or_fail(model, pick_device(device), fail)
+    try:
+        patch(network, Int4KVConfig.load(config) if config else None)
+    except ValueError as error:
+        fail(str(error))
+    batching = serving.batching_config(network, int(memory * 2**30), requests, page_size)
+    serving.serve(model, network, tokenizer, batching, host, port)
 
 
 @app.command()

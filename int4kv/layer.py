@@ -4,6 +4,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from . import ops
+from .batches import repeat, reorder, select
 from .config import Int4KVConfig, is_floating
 from .side import K, V
 from .storage import PackedChunk, PackedStorage
@@ -126,13 +127,16 @@ class Int4Layer(PackedStorage, CacheLayerMixin):
         self.clear()
 
     def reorder_cache(self, beam_idx):
-        self.map(lambda t: t.index_select(0, beam_idx.to(t.device)))
+        """Sequence i of the batch becomes what sequence beam_idx[i] was. Copies where they differ, in place."""
+        reorder(self, beam_idx)
 
     def batch_repeat_interleave(self, repeats: int):
-        self.map(lambda t: t.repeat_interleave(repeats, dim=0))
+        """Every sequence of the batch `repeats` times, one behind the other."""
+        repeat(self, repeats)
 
     def batch_select_indices(self, indices):
-        self.map(lambda t: t[indices, ...])
+        """Keep these sequences of the batch, by index or by a bool mask [batch]. Copies the tokens held, not whole buffers."""
+        select(self, indices)
 
     def offload(self):
         self.map(lambda t: t.to("cpu", non_blocking=t.is_cuda))  # elsewhere the copy might be read before it is there

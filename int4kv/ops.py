@@ -51,9 +51,14 @@ def check_device(name: str, device: torch.device) -> None:
         raise ValueError(f"{name} is on {device}; this build of int4kv has kernels for {', '.join(backends())}{hint}")
 
 
-def prepare(device: torch.device | str, head_dims: list[int], k_bits: int = 4, v_bits: int = 4, codebook: str = "lloyd") -> list[str]:
-    """Build a GPU's kernels before they are first needed. Returns where they come from, then every kernel built so far; on the CPU []."""
-    return torch.ops.int4kv.prepare(torch.empty(0, device=device), head_dims, k_bits, v_bits, codebook)
+def prepare(
+    device: torch.device | str, head_dims: list[int], k_bits: int = 4, v_bits: int = 4, codebook: str = "lloyd", paged: bool = False
+) -> list[str]:
+    """Build a GPU's kernels before they are first needed: those of the paged ops, or of the others.
+
+    Returns where they come from, then every kernel built so far; on the CPU [].
+    """
+    return torch.ops.int4kv.prepare(torch.empty(0, device=device), head_dims, k_bits, v_bits, codebook, paged)
 
 
 def _load():
@@ -70,6 +75,20 @@ def _load():
 
 _C = _load()
 quantize = torch.ops.int4kv.quantize
-quantize_kv = torch.ops.int4kv.quantize_kv
-attend = torch.ops.int4kv.attend
 dequantize = torch.ops.int4kv.dequantize
+quantize_paged = torch.ops.int4kv.quantize_paged
+attend_paged = torch.ops.int4kv.attend_paged
+append_kv = torch.ops.int4kv.append_kv
+attend_appended = torch.ops.int4kv.attend_appended
+
+quantize_kv, attend = _C.quantize_kv, _C.attend  # the same ops, called in less time: csrc/calls.cpp
+
+
+@torch.compiler.substitute_in_graph(quantize_kv, skip_signature_check=True)
+def _quantize_kv_in_graph(*args, **options):
+    return torch.ops.int4kv.quantize_kv(*args, **options)
+
+
+@torch.compiler.substitute_in_graph(attend, skip_signature_check=True)
+def _attend_in_graph(*args, **options):
+    return torch.ops.int4kv.attend(*args, **options)

@@ -5,14 +5,22 @@ import weakref
 from contextlib import contextmanager
 from functools import partial
 
+import torch
 from transformers.utils import logging
 
 from . import ops
 from .attention import NAME
+from .batching import init_continuous_batching
 from .cache import Int4Cache
+from .compiling import EagerForward, compiled_call
 from .config import Int4KVConfig, head_dim_of, layer_windows, make_config, pair, text_config
+from .paging import Int4PagedCache
+from .static import Int4StaticCache
+from .tensor_parallel import check_heads, held_heads, hold_whole_heads
 
 OURS_TO_REPLACE = (None, "dynamic", "hybrid")  # cache_implementation values that mean "the default"
+STATIC = "static"
+LONGEST = "_previous_max_cache_length"  # transformers' name for it: the next static cache is as long, so that its graph fits
 PREALLOCATE = 65536  # tokens; a longer max_length is taken as a limit, not as a plan
 
 logger = logging.get_logger(__name__)
@@ -20,10 +28,11 @@ _last_cache = weakref.WeakKeyDictionary()  # model -> weak reference to the cach
 
 
 class Patch:
-    """What patch() left on a model: the config, what was there before, and the hook to remove."""
+    """What patch() left on a model: the config, what was there before, and the hooks to remove."""
 
-    def __init__(self, config, previous, hook):
-        self.config, self.previous, self.hook = config, previous, hook
+    def __init__(self, config, previous, hooks, heads):
+        self.config, self.previous, self.hooks, self.heads = config, previous, hooks, heads
+        self.eager = EagerForward()
 
 
 def patch(model, config: Int4KVConfig | None = None, **overrides):
@@ -37,14 +46,19 @@ def patch(model, config: Int4KVConfig | None = None, **overrides):
     Int4Cache(model.config, config)  # refuses what does not fit this model before anything is changed
     for device in devices_of(model):
         ops.check_device("model", device)
+    check_heads(model)
     if is_patched(model):
         unpatch(model)
+    hold_whole_heads(model)
     _prepare_kernels(model, config)
     previous = text_config(model.config)._attn_implementation
     set_attention(model, NAME)
     model._prepare_cache_for_generation = partial(_prepare_cache, model)  # unlike a bound method it can be pickled
-    hook = model.register_forward_pre_hook(_give_cache, with_kwargs=True)
-    model._int4kv = Patch(config, previous, hook)
+    model.get_compiled_call = partial(compiled_call, model)
+    model.init_continuous_batching = partial(init_continuous_batching, model)
+    hooks = (model.register_forward_pre_hook(_before_forward, with_kwargs=True),
+             model.register_forward_hook(_after_forward, always_call=True))
+    model._int4kv = Patch(config, previous, hooks, held_heads(model))
     return model
 
 
@@ -68,8 +82,10 @@ def unpatch(model):
     if not is_patched(model):
         raise ValueError(f"model is a {type(model).__name__} that is not patched; accepted: one that int4kv.patch() was called on")
     left = model.__dict__.pop("_int4kv")
-    left.hook.remove()
-    model.__dict__.pop("_prepare_cache_for_generation", None)
+    for hook in left.hooks:
+        hook.remove()
+    for name in ("_prepare_cache_for_generation", "get_compiled_call", "init_continuous_batching"):
+        model.__dict__.pop(name, None)
     set_attention(model, left.previous)
     return model
 
@@ -144,14 +160,25 @@ def set_attention(model, name) -> None:
 
 
 def _prepare_cache(model, generation_config, model_kwargs, *args, **kwargs):
-    ours = generation_config.cache_implementation in OURS_TO_REPLACE and generation_config.use_cache is not False
+    ours = generation_config.cache_implementation in (*OURS_TO_REPLACE, STATIC) and generation_config.use_cache is not False
     if model_kwargs.get("past_key_values") is not None or not ours:
-        return type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, *args, **kwargs)
-    mode, _, length = _bind(args, kwargs)
+        type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, *args, **kwargs)
+    else:
+        model_kwargs["past_key_values"] = _new_cache(model, generation_config, *_bind(args, kwargs))
+    cache = model_kwargs.get("past_key_values")
+    if isinstance(cache, Int4StaticCache):  # its prompts come with masks of four dimensions, which do not say what is padding
+        cache.note_padding(model_kwargs.get("attention_mask"))
+
+
+def _new_cache(model, generation_config, mode, _, length):
+    if generation_config.cache_implementation == STATIC:
+        length = max(length, getattr(generation_config, "max_cache_len", None) or 0, getattr(model, LONGEST, 0))
+        setattr(model, LONGEST, length)
+        return Int4StaticCache(model.config, length, model._int4kv.config)
     cache = Int4Cache(model.config, model._int4kv.config).expect(min(length, PREALLOCATE))
     if "assisted" in str(mode).lower() or getattr(generation_config, "is_assistant", False):
         cache.activate_past_recording()
-    model_kwargs["past_key_values"] = cache
+    return cache
 
 
 def _bind(args, kwargs):
@@ -160,20 +187,45 @@ def _bind(args, kwargs):
     return [given.get(name) for name in names]
 
 
-def _give_cache(model, args, kwargs):
-    """Forward pre-hook: a cache for calls that bring none, and the padding mask for a cache that is still empty."""
+def _before_forward(model, args, kwargs):
+    """Forward pre-hook: the cache, and whether this call may be compiled. In a graph both have been seen to."""
+    if torch.compiler.is_compiling() and isinstance(kwargs.get("past_key_values"), Int4StaticCache):
+        return args, kwargs
     kwargs = _named(model, args, kwargs)
+    _give_cache(model, kwargs)
+    model._int4kv.eager.begin(kwargs)
+    return (), kwargs
+
+
+def _after_forward(model, args, output):
+    if not torch.compiler.is_compiling():
+        model._int4kv.eager.end()
+
+
+def _give_cache(model, kwargs):
+    """A cache for calls that bring none, and the padding mask for a cache that is still empty."""
+    if kwargs.get("cache") is not None:  # continuous batching: block tables say who sees what, so no mask is to be made
+        kwargs["attention_mask"] = torch.empty(1, 1, 0, 0, device=kwargs["input_ids"].device)
+        return
     cache = kwargs.get("past_key_values")
     if cache is None and _wants_cache(model, kwargs):
         cache = kwargs["past_key_values"] = Int4Cache(model.config, model._int4kv.config)
-    if isinstance(cache, Int4Cache):
+    if isinstance(cache, Int4PagedCache):
+        cache.check_model(model.config)
+        cache.note_padding(kwargs.get("attention_mask"))
+    elif isinstance(cache, Int4Cache):
         if cache.get_seq_length() == 0:
             cache.check_model(model.config)
-            cache.note_padding(kwargs.get("attention_mask"))
+            cache.hold_heads(model._int4kv.heads)
+            _note_padding(cache, kwargs.get("attention_mask"))
         _last_cache[model] = weakref.ref(cache)
     elif cache is not None:
         logger.warning_once(f"int4kv: past_key_values is a {type(cache).__name__}, which is used as it is: nothing is quantised")
-    return (), kwargs
+
+
+def _note_padding(cache, attention_mask):
+    if attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2):
+        cache.note_padding(attention_mask)
 
 
 def _named(model, args, kwargs):

@@ -47,7 +47,7 @@ class Side:
         return self.head_dim * self.bits // 8, each * self.head_dim // self.group_size, torch.uint8
 
 
-def sides_of(config: Int4KVConfig, layer_idx: int, heads: int, head_dim: int, device) -> list[Side]:
-    """K's and V's of one layer, with what the calibration says of it."""
-    calibrated = config.calibration.layers[layer_idx] if config.calibration is not None else None
+def sides_of(config: Int4KVConfig, layer_idx: int, heads: int, head_dim: int, device, held: slice | None = None) -> list[Side]:
+    """K's and V's of one layer, with what the calibration says of it, or of the heads held."""
+    calibrated = config.calibration.layers[layer_idx].of_heads(held) if config.calibration is not None else None
     return [Side(config, which, heads, head_dim, device, calibrated) for which in (K, V)]

@@ -47,12 +47,14 @@ class NextToken:
 class PackedStorage:
     """The buffers of one layer. store() takes keys and values [batch, num_key_value_heads, tokens, head_dim]."""
 
+    croppable = ROLLBACK  # tokens for which the first rows outlive the centre that is made of them
+
     def __init__(self, config: Int4KVConfig, sliding_window: int | None, layer_idx: int, num_layers: int):
         self.config = config.for_layer(layer_idx, num_layers)
         self.sliding_window, self.layer_idx = sliding_window, layer_idx
         self.is_sliding = sliding_window is not None
         self.record_past = False  # transformers reads and clears it by this name
-        self.expected_length, self.padding = None, None
+        self.expected_length, self.padding, self.held_heads = None, None, None
         self.clear()
 
     def clear(self):
@@ -63,6 +65,7 @@ class PackedStorage:
         self.centres: list[torch.Tensor | None] = [None, None]
         self.early: EarlyRows | None = None
         self.next: NextToken | None = None
+        self.alike: torch.Tensor | None = None  # what int4kv/batches.py knows of the batch
         self.is_initialized = False
 
     def fix_shape(self, k):
@@ -70,7 +73,7 @@ class PackedStorage:
         self.batch_size, self.num_heads, _, self.head_dim = k.shape
         self.dtype, self.device = k.dtype, k.device
         ops.check_device("k", k.device)
-        self.sides = sides_of(self.config, self.layer_idx, self.num_heads, self.head_dim, self.device)
+        self.sides = sides_of(self.config, self.layer_idx, self.num_heads, self.head_dim, self.device, self.held_heads)
         self.is_initialized = True
 
     # ---- writing -------------------------------------------------------------------------------------------------
@@ -80,7 +83,7 @@ class PackedStorage:
         tokens, begin, fresh = k.shape[2], self.length, self.length == 0
         end, exact = begin + tokens, fresh and self.config.prefill == "exact"
         self.next = None
-        self._reserve(tokens)
+        self.reserve(tokens)
         self._settle_centre(k, v, begin, end)
         start = max(begin - self.sliding_window + 1, 0) if self.is_sliding else 0
         if exact:  # attention reads k and v: keep just what later queries can see
@@ -159,9 +162,9 @@ class PackedStorage:
             self.early.settled = end >= self.early.needed
             for which, side in enumerate(self.sides):
                 self.centres[which] = self.early.mean(which, end) if side.centre_kind == "prompt" else self.centres[which]
-            first = max(begin - self.codes.capacity, 0)
+            first, self.alike = max(begin - self.codes.capacity, 0), None
             self._write(*self.early.rows(first, begin), self.codes, self.recent, first)
-        if end >= self.early.needed + ROLLBACK:  # no crop can unsettle it any more
+        if end >= self.early.needed + self.croppable:  # no crop can unsettle it any more
             self.early = None
 
     # ---- room ----------------------------------------------------------------------------------------------------
@@ -173,7 +176,8 @@ class PackedStorage:
         needed = min(self.length + tokens - self.anchor, RECORDED_ROLLBACK)
         return max(ROLLBACK, -(-needed // ROLLBACK) * ROLLBACK)
 
-    def _reserve(self, tokens):
+    def reserve(self, tokens):
+        """Buffers for so many tokens more than are held."""
         end, rollback = self.length + tokens, self._rollback(tokens)
         if self.codes is None:
             self.codes = TokenRing(self._new_codes(self._capacity(end, rollback)))
@@ -239,17 +243,16 @@ class PackedStorage:
         if end == 0:
             self.centres, self.early = [None, None], None
         self.length = self.anchor = end
+        self.alike = None if self.alike is None else self.alike.clamp_max(end)
         self.next = None
 
     def map(self, change):
-        """Replace every tensor by change(tensor): reorder, select, move."""
+        """Replace every tensor by change(tensor): to move them to another device and back."""
         self.next = None
         for held in (self.codes, self.recent, self.sink, self.early):
             if held is not None:
                 held.map(change)
         self.centres = [None if centre is None else change(centre) for centre in self.centres]
-        if self.codes is not None:
-            self.batch_size = self.codes.tensors[0].shape[0]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor this layer holds, by name."""

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 DEVICES = ("cpu", "mps", "cuda")
-ABOUT = {"cpu_only": ("cpu",), "mps_only": ("mps",), "cuda_only": ("cuda",), "gpu_only": ("mps", "cuda")}
+ABOUT = {"cpu_only": ("cpu",), "mps_only": ("mps",), "cuda_only": ("cuda",), "gpu_only": ("mps", "cuda"),
+         "two_gpus_only": ("two cuda",)}
 # Run once, beside the CPU.
 ABOUT_SOURCES = (
     "test_build.py", "test_cpu_emulated.py", "test_cuda_build.py", "test_cuda_source.py", "test_macos.py", "test_rig_*.py", "test_metal_kernels.py",
@@ -44,8 +45,16 @@ def prepare(device):
     torch.set_num_threads(1)  # the models are tiny and two test processes share two cores
 
 
+def kinds(config):
+    """What the markers of ABOUT may ask for: the device, and two of them where there are."""
+    import torch
+
+    device = config.getoption("device")
+    return {device} | {"two cuda"} if device == "cuda" and torch.cuda.device_count() > 1 else {device}
+
+
 def pytest_report_header(config):
-    return f"device: {config.getoption('device')}"
+    return f"device: {', '.join(sorted(kinds(config)))}"
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -56,7 +65,7 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_collection_modifyitems(config, items):
     """Tests that are not about this device are no part of the run."""
-    markers = [marker for marker, devices in ABOUT.items() if config.getoption("device") not in devices]
+    markers = [marker for marker, devices in ABOUT.items() if kinds(config).isdisjoint(devices)]
     elsewhere = {item for item in items if any(map(item.get_closest_marker, markers))}
     config.hook.pytest_deselected(items=elsewhere)
     items[:] = [item for item in items if item not in elsewhere]

@@ -162,13 +162,48 @@ def edge_calls(ops, device):
         yield from buffers
 
 
+def paged_buffers(device, page_size, head_dim, bits=4):
+    """Codes and scales of 12 pages for K and V, then two rings of 9 rows each."""
+    sides = [t.to(device).transpose(1, 2) for _ in "kv" for t in (
+        torch.zeros(12, 2, page_size, head_dim * bits // 8, dtype=torch.uint8), torch.zeros(12, 2, page_size, 1, dtype=torch.float16))]
+    return sides, [torch.zeros(2, 9, 2, head_dim, dtype=torch.float16, device=device) for _ in "kv"]
+
+
+def paged_calls(ops, device):
+    """Sequences of 150, 0 and 70 tokens in pages, two of them with rings; a slot and table entries that do not exist."""
+    from int4kv.rotation import hadamard_signs
+
+    lengths, generator = (150, 0, 70), torch.Generator().manual_seed(4)
+    for head_dim, page_size in ((64, 32), (128, 25), (256, 40), (96, 25)):
+        signs = hadamard_signs(head_dim).to(device)
+        rotations, (sides, rings) = dict(k_rotation=signs, v_rotation=signs), paged_buffers(device, page_size, head_dim)
+        table = torch.randperm(12, generator=generator)[: 2 * -(-150 // page_size)].view(2, -1)[[0, 0, 1]].int()
+        k, v = (torch.randn(220, 2, head_dim, generator=generator).to(device) for _ in "kv")
+        token, row = torch.cat([torch.arange(150), torch.arange(70)]), torch.tensor([0] * 150 + [2] * 70)
+        slots = table[row, token // page_size].long() * page_size + token % page_size
+        newest = torch.where((token >= 141) | ((row == 2) & (token >= 61)), row // 2 * 9 + token % 9, -1)
+        slots[5], newest[3] = (-1, -1) if device == "cpu" else (12 * page_size, 18)
+        recent = dict(k_recent=rings[0], v_recent=rings[1])
+        ops.quantize_paged(k, v, *sides, slots.to(device), **rotations, **recent, recent_slots=newest.to(device), codebook="lloyd")
+        yield from (t.contiguous() for t in sides + rings)
+        numbers = [torch.tensor(x, dtype=torch.int32).to(device) for x in (lengths, (0, 1, 1, 12), (0, -1, 1), (141, 0, 61))]
+        recent |= dict(zip(("rings", "recent_starts"), numbers[2:]))
+        for group, window in product((1, 3), (0, 40)):
+            seen = table.clone()
+            seen[0, : (150 - window) // page_size if window else 0] = 12  # behind the window, and some of them in its first tile
+            q = torch.randn(12, 2 * group, head_dim, generator=generator).to(device)
+            yield ops.attend_paged(q, *sides, seen.to(device), *numbers[:2], 11, head_dim**-0.5, **rotations, **recent, recent_window=5,
+                                   window=window, codebook="lloyd")
+
+
 def all_calls(device):
     """Every result, in order, as CPU tensors: the two devices must agree. On the CPU attention is the reference's, in fp32 throughout."""
-    from int4kv import ops, reference
+    from int4kv import ops, reference, reference_paged
 
     if device == "cpu":
-        ops = SimpleNamespace(quantize=ops.quantize, quantize_kv=ops.quantize_kv, dequantize=ops.dequantize, attend=reference.attend)
-    return [r.cpu() for calls in (default_calls, recipe_calls, edge_calls, split_calls) for r in calls(ops, device)]
+        ops = SimpleNamespace(quantize=ops.quantize, quantize_kv=ops.quantize_kv, dequantize=ops.dequantize, attend=reference.attend,
+                              quantize_paged=ops.quantize_paged, attend_paged=reference_paged.attend_paged)
+    return [r.cpu() for calls in (default_calls, recipe_calls, edge_calls, split_calls, paged_calls) for r in calls(ops, device)]
 
 
 def disagreement(ours, theirs):

@@ -245,6 +245,13 @@ def test_memory_writes_the_peaks_of_each_process(run):
         assert row["prefill_over_dynamic"] == pytest.approx(row["prefill_peak_bytes"] / rows[0]["prefill_peak_bytes"])
 
 
+def test_serving_fills_the_same_bytes(run):
+    fp, int4 = run("serving", "--requests", 4, "--prompt", 8, 200, "--new-tokens", 3, "--memory", 2, "--rounds", 1)
+    assert (fp["contender"], int4["contender"]) == ("fp", "int4kv") and fp["fp16_pages"]
+    assert int4["same_as_alone"] == int4["requests"] == 4 and int4["tokens_per_s"] > 0
+    assert int4["tokens_at_once_over_fp"] == pytest.approx(int4["tokens_at_once"] / fp["tokens_at_once"])
+
+
 def test_results_can_be_drawn_again(run, tmp_path, monkeypatch):
     run("attend", "--layout", "4q2kv64", "--keys", 64, "--rounds", 2)
     monkeypatch.setattr(sys, "argv", ["plots.py", str(tmp_path / "attend.json"), str(tmp_path / "again.svg")])

@@ -59,6 +59,51 @@ def test_sampling_is_reproducible():
     assert first == second
 
 
+def test_a_prompt_cache_is_saved_then_reused_for_the_same_text(tmp_path):
+    """The same prompt, then a longer one that begins with it; without the file the text is the same."""
+    def text(result):
+        assert result.exit_code == 0, result.output
+        return result.stdout.split("\n12 tokens")[0]
+
+    def started(*options, prompt="def open_file(name):"):
+        return runner.invoke(cli.app, generate("--max-new-tokens", "12", *options, model="tiny-qwen2", prompt=prompt), env={"COLUMNS": "200"})
+
+    cached = ("--prompt-cache", str(tmp_path / "prompt"))
+    first, second = started(*cached), started(*cached)
+    tokens = int(first.stderr.split(" of ")[1].split()[0])
+    assert f"saved {tokens - 1} of {tokens} prompt tokens to" in first.stderr
+    assert f"reused {tokens - 1} of {tokens} prompt tokens from" in second.stderr
+    assert text(first) == text(second)
+    saved = (tmp_path / "prompt").read_bytes()
+    longer = started(*cached, prompt="def open_file(name):\n    return")
+    assert longer.exit_code == 0 and f"reused {tokens - 1} of" in longer.stderr
+    assert (tmp_path / "prompt").read_bytes() == saved
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("options, message", [
+    (dict(prompt="class File(io.RawIOBase, name): pass"), "holds other tokens than the first"),
+    (dict(prompt="def"), "--prompt has 1 token; accepted with --prompt-cache: 2"), (dict(model="tiny-gemma3"), "was saved with"),
+    (dict(damage=True), "prompt cannot be read"), (dict(file="no/folder/prompt"), "could not be written"),
+    (dict(cache="fp"), "--prompt-cache is given with --cache fp; accepted: --cache int4")])
+def test_prompt_caches_that_do_not_fit_are_told_in_one_sentence(tmp_path, options, message):
+    file = tmp_path / options.get("file", "prompt")
+
+    def started(model="tiny-qwen2", prompt="def open_file(name):", cache="int4", **_):
+        options = ("--max-new-tokens", "2", "--cache", cache, "--prompt-cache", str(file))
+        return runner.invoke(cli.app, generate(*options, model=model, prompt=prompt), env={"COLUMNS": "200"})
+
+    if "file" not in options:
+        assert started().exit_code == 0
+        file.write_bytes(file.read_bytes()[: -1 if options.get("damage") else None])
+    before = file.read_bytes() if file.exists() else None
+    result = started(**options)
+    assert result.exit_code == 2 and message in result.stderr and "Traceback" not in result.stderr, result.output
+    assert before is None or file.read_bytes() == before
+    if message[0] != "-" and before is not None:
+        assert "To make it anew, delete the file, or name another" in result.stderr
+
+
 def test_selftest_finds_every_kernel_right():
     result = runner.invoke(cli.app, ["selftest", "--device", DEVICE.type], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output

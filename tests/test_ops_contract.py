@@ -30,7 +30,7 @@ def test_opcheck_quantize_kv():
     signs = hadamard_signs(64, DEVICE)
     sides = buffers(1, 2, 8, 64, recent=4) + buffers(1, 2, 8, 64, recent=4)
     opcheck(
-        ops.quantize_kv.default, (queries(1, 2, 3, 64), queries(1, 2, 3, 64), sides[0], sides[1], sides[3], sides[4], 2),
+        torch.ops.int4kv.quantize_kv.default, (queries(1, 2, 3, 64), queries(1, 2, 3, 64), sides[0], sides[1], sides[3], sides[4], 2),
         dict(k_rotation=signs, v_rotation=signs, k_recent=sides[2], v_recent=sides[5]))
 
 
@@ -38,7 +38,7 @@ def test_opcheck_quantize_kv():
 def test_opcheck_attend(count):
     stored = Stored(1, 2, 64, 0, 20, 24, rows=8)
     mask = torch.ones(1, 1, count, 20, dtype=torch.bool, device=DEVICE)
-    opcheck(ops.attend.default, (queries(1, 4, count, 64), *stored.sides, 0, 20, 0.125),
+    opcheck(torch.ops.int4kv.attend.default, (queries(1, 4, count, 64), *stored.sides, 0, 20, 0.125),
                           stored.options | dict(recent_window=4, mask=mask))
 
 

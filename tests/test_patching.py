@@ -2,6 +2,7 @@
 
 import copy
 import io
+import sys
 import weakref
 
 import pytest
@@ -178,3 +179,12 @@ def test_a_users_own_dynamic_cache_works_and_is_reported(model, monkeypatch):
         assert not warnings
         assert torch.equal(greedy(model, ids, past_key_values=DynamicCache(config=model.config)), expected)
     assert "past_key_values is a DynamicCache, which is used as it is: nothing is quantised" in warnings[0]
+
+
+def test_continuous_batching_names_a_transformers_without_allocators(model, monkeypatch):
+    """In every version: here its module of allocators is hidden."""
+    int4kv.patch(model)
+    monkeypatch.setitem(sys.modules, "transformers.generation.continuous_batching.cache_allocators", None)
+    monkeypatch.setitem(sys.modules, "transformers.generation.continuous_batching", None)
+    with pytest.raises(NotImplementedError, match=f"transformers is {transformers.__version__}, whose continuous batching has no cache allocators"):
+        model.init_continuous_batching()

@@ -19,23 +19,24 @@ Item::Memory& Item::memory() {
   return *own;
 }
 
-Item::Item(const Attention& attention, int64_t number) : a_(attention), memory_(memory()) {
-  split_ = number % a_.splits;
-  first_row_ = number / a_.splits % a_.blocks() * kItemRows;
-  kv_head_ = number / a_.splits / a_.blocks() % a_.kv_heads;
-  b_ = number / a_.splits / a_.blocks() / a_.kv_heads;
-  rows_ = std::min(kItemRows, a_.group() * a_.queries - first_row_);
-  from_ = std::min(a_.start + a_.tiles() * split_ / a_.splits * kTile, a_.end);
-  to_ = std::min(a_.start + a_.tiles() * (split_ + 1) / a_.splits * kTile, a_.end);
+Item::Item(const Attention& attention, int64_t number)
+    : a_(attention), s_(attention.sequence_of_item(number)), memory_(memory()) {
+  const int64_t i = number - s_.first_item, blocks = a_.blocks(s_.queries), tiles = s_.tiles();
+  split_ = i % s_.splits;
+  first_row_ = i / s_.splits % blocks * kItemRows;
+  kv_head_ = i / s_.splits / blocks;
+  rows_ = std::min(kItemRows, a_.group() * s_.queries - first_row_);
+  from_ = std::min(s_.start + tiles * split_ / s_.splits * kTile, s_.end);
+  to_ = std::min(s_.start + tiles * (split_ + 1) / s_.splits * kTile, s_.end);
 }
 
 void Item::load_query(int64_t row) {
   float* q = memory_.blocks[row / kBlockRows].q[row % kBlockRows];
-  load_row(a_.q, b_, head(row), query(row), a_.head_dim, q);
+  load_row(a_.q, s_.batch, head(row), s_.first_query + query(row), a_.head_dim, q);
   a_.k_rotation.apply(q, kv_head_, a_.head_dim);
   const float factor = a_.softcap > 0 ? a_.scale : a_.scale * kLog2e;
   for (int64_t c = 0; c < a_.head_dim; ++c) q[c] *= factor;
-  const Span s = a_.span(query(row));
+  const Span s = a_.span(s_, query(row));
   const auto share = [this](int64_t token) { return std::clamp(token, from_, to_); };
   memory_.spans[row] = {share(s.lo), share(s.sunk), share(s.exact), share(s.hi)};
 }
@@ -49,14 +50,14 @@ uint64_t Item::seen(int64_t row, int64_t tile, int64_t lo, int64_t hi) const {
   if (!a_.mask) return range;
   uint64_t allowed = 0;
   for (int64_t i = lo; i < hi; ++i) {
-    allowed |= static_cast<uint64_t>(a_.mask->at<bool>(b_, head(row), query(row), tile + i - a_.start)) << i;
+    allowed |= static_cast<uint64_t>(a_.mask->at<bool>(s_.batch, head(row), query(row), tile + i - s_.start)) << i;
   }
   return range & allowed;
 }
 
-// One source over the tokens range(span) of every row.
+// One source, its batch row b, over the tokens range(span) of every row.
 template <typename Range>
-void Item::read(const Source& k, const Source& v, Range range) {
+void Item::read(const Source& k, const Source& v, int64_t b, Range range) {
   int64_t first = to_, last = from_;
   for (int64_t r = 0; r < rows_; ++r) {
     const auto [lo, hi] = range(memory_.spans[r]);
@@ -72,8 +73,8 @@ void Item::read(const Source& k, const Source& v, Range range) {
     }
     if (any == 0) continue;
     work.tile.count = static_cast<int>(std::min<int64_t>(kTile, last - t));
-    k.locate(b_, kv_head_, t, work.tile.count, memory_.k);
-    v.locate(b_, kv_head_, t, work.tile.count, memory_.v);
+    k.locate(b, kv_head_, t, work.tile.count, memory_.k);
+    v.locate(b, kv_head_, t, work.tile.count, memory_.v);
     kernels().load_tile(memory_.k, memory_.v, work);
     for (int64_t r = 0; r < rows_; r += kBlockRows) kernels().attend_tile(work, memory_.blocks[r / kBlockRows]);
   }
@@ -88,9 +89,9 @@ void Item::run() {
     block.softcap = a_.softcap;
     kernels().start_block(block);
   }
-  if (a_.k_sink) read(*a_.k_sink, *a_.v_sink, [](const Span& s) { return std::pair(s.lo, s.sunk); });
-  read(a_.k, a_.v, [](const Span& s) { return std::pair(s.sunk, s.exact); });
-  if (a_.k_recent) read(*a_.k_recent, *a_.v_recent, [](const Span& s) { return std::pair(s.exact, s.hi); });
+  if (a_.k_sink) read(*a_.k_sink, *a_.v_sink, s_.cache, [](const Span& s) { return std::pair(s.lo, s.sunk); });
+  read(a_.k, a_.v, s_.cache, [](const Span& s) { return std::pair(s.sunk, s.exact); });
+  if (a_.k_recent) read(*a_.k_recent, *a_.v_recent, s_.ring, [](const Span& s) { return std::pair(s.exact, s.hi); });
   store();
 }
 
@@ -100,7 +101,7 @@ void Item::store() {
     QueryBlock& block = memory_.blocks[r / kBlockRows];
     const int64_t i = r % kBlockRows;
     if (i == 0) kernels().finish_block(block, static_cast<int>(std::max<int64_t>(a_.v.groups, 1)), totals);
-    float* to = a_.partial_of(split_, (b_ * a_.heads + head(r)) * a_.queries + query(r));
+    float* to = a_.partial_of(s_, split_, head(r) * s_.queries + query(r));
     std::memcpy(to, block.o[i], a_.head_dim * sizeof(float));
     to[a_.head_dim] = block.maximum[i];
     to[a_.head_dim + 1] = totals[i];

@@ -7,7 +7,6 @@
 
 namespace int4kv {
 
-
 class Item {
  public:
   Item(const Attention& attention, int64_t number);
@@ -21,13 +20,14 @@ class Item {
   int64_t query(int64_t row) const { return (first_row_ + row) / a_.group(); }
   void load_query(int64_t row);
   template <typename Range>
-  void read(const Source& k, const Source& v, Range range);
+  void read(const Source& k, const Source& v, int64_t b, Range range);
   uint64_t seen(int64_t row, int64_t tile, int64_t lo, int64_t hi) const;
   void store();
 
   const Attention& a_;
+  const Sequence& s_;
   Memory& memory_;
-  int64_t split_, b_, kv_head_, first_row_, rows_, from_, to_;
+  int64_t split_, kv_head_, first_row_, rows_, from_, to_;
 };
 
 } // namespace int4kv

@@ -1,4 +1,4 @@
-// Where a tile's tokens lie in the cache, which is a ring.
+// Where a tile's tokens lie in the cache: a ring, which may end inside a tile, or pages.
 #include <algorithm>
 #include <cstring>
 
@@ -7,41 +7,57 @@
 namespace int4kv {
 namespace {
 
-// Pointers to `count` tokens from slot `slot` on, around the end of the ring; those behind them repeat the last.
-void point(const Rows& rows, int64_t b, int64_t h, int64_t slot, int count, const uint8_t** to) {
-  const auto* base = reinterpret_cast<const uint8_t*>(rows.row(b, h, 0));
-  const int before_end = static_cast<int>(std::min<int64_t>(count, rows.capacity - slot));
-  for (int i = 0; i < before_end; ++i) to[i] = base + (slot + i) * rows.token;
-  for (int i = before_end; i < count; ++i) to[i] = base + (i - before_end) * rows.token;
-  for (int i = count; i < kTile; ++i) to[i] = to[count - 1];
+void point(const Rows& rows, const Source::Run& run, int64_t h, int count, const uint8_t** to) {
+  const auto* first = reinterpret_cast<const uint8_t*>(rows.row(run.batch, h, run.slot));
+  for (int i = 0; i < count; ++i) to[i] = first + i * rows.token;
 }
 
-// Number `index` of each of those tokens.
-void gather(const Rows& scales, int64_t b, int64_t h, int64_t slot, int count, int64_t index, uint16_t* to) {
-  const char* base = scales.row(b, h, 0) + index * scales.channel;
-  const int before_end = static_cast<int>(std::min<int64_t>(count, scales.capacity - slot));
-  if (scales.token == 2 && before_end == kTile) {
-    std::memcpy(to, base + 2 * slot, 2 * kTile);
-    return;
+// Number `index` of each token.
+void gather(const Rows& scales, const Source::Run& run, int64_t h, int count, int64_t index, uint16_t* to) {
+  const char* first = scales.row(run.batch, h, run.slot) + index * scales.channel;
+  if (scales.token != 2) {
+    for (int i = 0; i < count; ++i) std::memcpy(to + i, first + i * scales.token, 2);
+  } else if (count == kTile) {
+    std::memcpy(to, first, 2 * kTile);
+  } else {
+    std::memcpy(to, first, 2 * count);
   }
-  for (int i = 0; i < kTile; ++i) {
-    const int token = std::min(i, count - 1);
-    std::memcpy(to + i, base + (token < before_end ? slot + token : token - before_end) * scales.token, 2);
-  }
+}
+
+template <typename T>
+void repeat_last(T* of, int count) {
+  for (int i = count; i < kTile; ++i) of[i] = of[count - 1];
 }
 
 } // namespace
 
+// From a tile's first row to the one a tile later. The rows of a tile that pages share each go their own way: it is a guess for them.
+int64_t Source::bytes_ahead(int64_t b, int64_t first) const {
+  if (!table) return kTile * codes.token;
+  if ((first + kTile) / codes.capacity >= table->width) return 0;
+  const Run here = run(b, first), there = run(b, first + kTile);
+  return (there.batch - here.batch) * codes.batch + (there.slot - here.slot) * codes.token;
+}
+
 void Source::locate(int64_t b, int64_t h, int64_t first, int count, StoredTile& tile) const {
-  const int64_t slot = first % codes.capacity, each = scales_per_group(codebook);
-  point(codes, b, h, slot, count, tile.rows);
+  const int64_t each = scales_per_group(codebook);
+  for (int at = 0, n; at < count; at += n) {
+    const Run here = run(b, first + at);
+    n = static_cast<int>(std::min<int64_t>(count - at, here.count));
+    point(codes, here, h, n, tile.rows + at);
+    for (int64_t g = 0; scales && g < groups; ++g) {
+      gather(*scales, here, h, n, each * g, tile.scales[g] + at);
+      if (each > 1) gather(*scales, here, h, n, each * g + 1, tile.minima[g] + at);
+    }
+  }
+  repeat_last(tile.rows, count);
   for (int64_t g = 0; scales && g < groups; ++g) {
-    gather(*scales, b, h, slot, count, each * g, tile.scales[g]);
-    if (each > 1) gather(*scales, b, h, slot, count, each * g + 1, tile.minima[g]);
+    repeat_last(tile.scales[g], count);
+    if (each > 1) repeat_last(tile.minima[g], count);
   }
   tile.plain = !scales;
   tile.type = codes.number();
-  tile.ahead = kTile * codes.token;
+  tile.ahead = bytes_ahead(b, first);
   tile.channel_stride = codes.channel;
   tile.bits = static_cast<int>(bits);
   tile.codebook = codebook;

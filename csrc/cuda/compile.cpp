@@ -34,7 +34,7 @@ std::vector<std::string> options_of(const Kernel& kernel, int capability) {
       "-default-device",
       "-arch=sm_" + std::to_string(capability),
       "-DINT4KV_WANTS_" + kernel.name() + "=,",
-      "-DINT4KV_FUNCTION_CONSTANTS=" + k_bits + "," + v_bits + "," + std::to_string(kernel.codebook),
+      "-DINT4KV_FUNCTION_CONSTANTS=" + k_bits + "," + v_bits + "," + std::to_string(kernel.codebook) + "," + std::to_string(kernel.paged),
       writes_promised_bits(kernel) ? "-fmad=false" : "-fmad=true"};
 }
 

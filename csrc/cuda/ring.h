@@ -119,7 +119,7 @@ __noinline__ void copy_scattered_rows(Source source, int tile, int last, uint la
 template <int B>
 __noinline__ void copy_scattered_scales(Source source, int tile, int last, uint lane, uint to) {
   for (uint n = lane; n < 8 * B; n += INT4KV_SIMD) {
-    half scale = source.scales[long(source.slot(min(tile + int(n), last - 1))) * source.scale_token];
+    half scale = half(source.scale(min(tile + int(n), last - 1), 0));
     asm volatile("st.shared.b16 [%0], %1;" : : "r"(to + 2 * n), "h"(scale.bits) : "memory");
   }
 }
@@ -136,11 +136,11 @@ template <int D, int B>
 __noinline__ Run find_run(Source k, Source v, int tile, Place at) {
   constexpr uint pieces = Ring<D, B>::scales / 16;
   if (!k.is_together(tile, 8 * B) || !v.is_together(tile, 8 * B)) return {nullptr, nullptr, nullptr, tile};
-  long k_first = long(k.slot(tile)) - tile, v_first = long(v.slot(tile)) - tile;
+  constexpr uint k_row = row_bytes(D, k_bits), v_row = row_bytes(D, v_bits);
   Run run;
-  run.k = k.codes + k_first * row_bytes(D, k_bits) + at.lane * piece_bytes(D, k_bits);
-  run.v = v.codes + v_first * row_bytes(D, v_bits) + at.lane * piece_bytes(D, v_bits);
-  run.scales = (at.lane < pieces ? k.scales + k_first : v.scales + v_first - 8 * pieces) + 8 * at.lane;
+  run.k = k.aligned_row(tile, k_row) - long(tile) * k_row + at.lane * piece_bytes(D, k_bits);
+  run.v = v.aligned_row(tile, v_row) - long(tile) * v_row + at.lane * piece_bytes(D, v_bits);
+  run.scales = (at.lane < pieces ? k.aligned_scale(tile) : v.aligned_scale(tile) - 8 * pieces) + 8 * at.lane - tile;
   run.end = tile + int(min(k.capacity - k.slot(tile), v.capacity - v.slot(tile)));
   return run;
 }

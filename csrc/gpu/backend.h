@@ -12,7 +12,7 @@
 namespace int4kv {
 
 // That a kernel binds.
-constexpr size_t kMaxTensors = 16;
+constexpr size_t kMaxTensors = 21;
 
 // In threadgroups.
 struct Grid {

@@ -8,9 +8,10 @@ std::string Kernel::name() const {
 }
 
 std::string Kernel::describe() const {
-  if (k_bits == 0) return name();
+  if (k_bits == 0) return name() + (paged ? " (paged)" : "");
   const char* codebooks[] = {"uniform", "lloyd", "absmax", "asymmetric"};
-  return name() + " (K " + std::to_string(k_bits) + ", V " + std::to_string(v_bits) + ", " + codebooks[codebook] + ")";
+  const std::string widths = " (K " + std::to_string(k_bits) + ", V " + std::to_string(v_bits) + ", ";
+  return name() + widths + codebooks[codebook] + (paged ? ", paged)" : ")");
 }
 
 } // namespace int4kv

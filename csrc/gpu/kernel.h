@@ -13,10 +13,11 @@ struct Kernel {
   Entry entry;
   uint32_t size = 0;  // the head_dim, of attend_simd the query rows; merge serves all
   uint32_t k_bits = 0, v_bits = 0, codebook = 0;  // of the attention kernels
+  uint32_t paged = 0;  // of these and quantize: 1 over the pages of many sequences
 
   // Different for different kernels, and cheap: it is looked up at every call.
   uint32_t key() const {
-    return uint32_t(entry) | size << 3 | k_bits << 13 | v_bits << 18 | codebook << 23;
+    return uint32_t(entry) | size << 3 | k_bits << 13 | v_bits << 18 | codebook << 23 | paged << 25;
   }
   // Of a threadgroup.
   uint32_t simdgroups() const {
@@ -24,7 +25,7 @@ struct Kernel {
   }
   // In the library: "attend_matrix_128".
   std::string name() const;
-  // The name and, where there are any, the constants: "attend_matrix_128 (K 4, V 4, lloyd)".
+  // The name and, where there are any, the constants: "attend_matrix_128 (K 4, V 4, lloyd, paged)".
   std::string describe() const;
 };
 

@@ -1,4 +1,4 @@
-// quantize, quantize_kv and dequantize on a GPU: one dispatch each, a simdgroup a row.
+// quantize, quantize_kv, quantize_paged and dequantize on a GPU: one dispatch each, a simdgroup a row.
 #include <ATen/ops/empty.h>
 
 #include "stored.h"
@@ -43,15 +43,29 @@ Grid one_simdgroup_per_row(int64_t rows) {
   return {static_cast<uint32_t>(rows), 1, 1};
 }
 
+// Where the tokens go in pages; undefined where they go to a ring.
+struct Slots {
+  at::Tensor slots, recent_slots;
+};
+
+int64_t count_slots(const at::Tensor& rows) {
+  const int64_t count = rows.size(0) * rows.size(2);
+  TORCH_CHECK(count < (1ll << 32), "int4kv: pages of ", count, " tokens; accepted on a GPU are fewer than 2^32");
+  return count;
+}
+
 // K alone, or K and V of one shape.
-void quantize_sides(const Incoming& k, const Incoming* v, int64_t position, int codebook) {
+void quantize_sides(const Incoming& k, const Incoming* v, int64_t position, int codebook, const Slots& slots = {}) {
   if (k.x.numel() == 0) return;
+  const bool paged = slots.slots.defined();
   Int4kvQuantize p{};
+  p.slots = paged ? static_cast<unsigned>(count_slots(k.stored.codes)) : 0;
+  p.recent_slots = slots.recent_slots.defined() ? static_cast<unsigned>(count_slots(*k.stored.recent)) : 0;
   const int64_t rows = k.x.size(0) * k.x.size(1) * k.x.size(2);
   p.rows = static_cast<unsigned>(rows);
   p.heads = static_cast<unsigned>(k.x.size(1));
   p.tokens = static_cast<unsigned>(k.x.size(2));
-  const Kernel kernel{Entry::kQuantize, static_cast<uint32_t>(k.x.size(3))};
+  const Kernel kernel{Entry::kQuantize, static_cast<uint32_t>(k.x.size(3)), 0, 0, 0, paged};
   Dispatch dispatch{kernel, {}, &p, sizeof p, one_simdgroup_per_row(v ? 2 * rows : rows)};
   p.k = side_of(k, position, codebook);
   bind(dispatch, k);
@@ -60,6 +74,7 @@ void quantize_sides(const Incoming& k, const Incoming* v, int64_t position, int 
     bind(dispatch, *v);
   }
   dispatch.tensors.resize(kTensorsOfBothSides);
+  dispatch.tensors.append({&slots.slots, &slots.recent_slots});
   encode({dispatch});
 }
 
@@ -83,6 +98,32 @@ void quantize_kv(
   if (k.sizes() == v.sizes()) return quantize_sides(k_in, &v_in, position, book);
   quantize_sides(k_in, nullptr, position, book);
   quantize_sides(v_in, nullptr, position, book);
+}
+
+OptionalTensor head_major(const OptionalTensor& x) {
+  return x ? OptionalTensor(x->transpose(1, 2)) : std::nullopt;
+}
+
+// Views that the kernels know: tokens [1, heads, tokens, head_dim] into pages [pages, heads, page_size, ...].
+void quantize_paged(
+    const at::Tensor& k, const at::Tensor& v, at::Tensor& k_codes, at::Tensor& k_scales, at::Tensor& v_codes, at::Tensor& v_scales,
+    const at::Tensor& slots, const OptionalTensor& k_centre, const OptionalTensor& v_centre, const OptionalTensor& k_rotation,
+    const OptionalTensor& v_rotation, const OptionalTensor& k_recent, const OptionalTensor& v_recent, const OptionalTensor& recent_slots,
+    std::string_view codebook) {
+  check_quantize_paged(
+      k, v, {k_codes, k_scales, k_recent}, {v_codes, v_scales, v_recent}, slots, k_centre, v_centre, k_rotation, v_rotation, recent_slots,
+      codebook);
+  if (k_codes.size(0) == 0) return;
+  const at::Tensor k_rows = k.unsqueeze(0).transpose(1, 2), v_rows = v.unsqueeze(0).transpose(1, 2);
+  const at::Tensor stored[] = {k_codes.transpose(1, 2), k_scales.transpose(1, 2), v_codes.transpose(1, 2), v_scales.transpose(1, 2)};
+  const OptionalTensor k_rings = head_major(k_recent), v_rings = head_major(v_recent);
+  const Stored k_stored{stored[0], stored[1], k_rings}, v_stored{stored[2], stored[3], v_rings};
+  const Incoming k_in{k_rows, k_stored, k_centre, k_rotation}, v_in{v_rows, v_stored, v_centre, v_rotation};
+  const Slots to{slots.contiguous(), contiguous_or_none(recent_slots)};
+  const int book = codebook_of(codebook);
+  if (k.sizes() == v.sizes()) return quantize_sides(k_in, &v_in, 0, book, to);
+  quantize_sides(k_in, nullptr, 0, book, to);
+  quantize_sides(v_in, nullptr, 0, book, to);
 }
 
 at::Tensor dequantize(
@@ -111,6 +152,7 @@ at::Tensor dequantize(
 void register_quantize(torch::Library& library) {
   library.impl("quantize", quantize);
   library.impl("quantize_kv", quantize_kv);
+  library.impl("quantize_paged", quantize_paged);
   library.impl("dequantize", dequantize);
 }
 

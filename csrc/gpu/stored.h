@@ -10,6 +10,10 @@ inline const at::Tensor* or_null(const OptionalTensor& x) {
   return x ? &*x : nullptr;
 }
 
+inline at::Tensor or_undefined(const OptionalTensor& x) {
+  return x ? *x : at::Tensor();
+}
+
 // A ring whose token `position` is the kernel's token 0.
 Int4kvStored stored_of(const at::Tensor& codes, const at::Tensor& scales, int64_t position, int64_t head_dim, int codebook);
 

@@ -25,27 +25,28 @@ struct Span {
   int lo, coded, exact, hi;
 };
 
-inline Span span_of(constant Int4kvAttend& p, uint query) {
-  int keys = int(p.keys), position = keys - int(p.queries) + int(query);
+inline Span span_of(constant Int4kvAttend& p, thread const Sequence& sequence, uint query) {
+  int keys = sequence.keys, position = keys - int(sequence.queries) + int(query - sequence.first);
   Span span;
   span.hi = p.causal ? clamp(position + 1, 0, keys) : keys;
   span.lo = p.window > 0 ? clamp(position - p.window + 1, 0, span.hi) : 0;
   span.coded = clamp(p.sinks, span.lo, span.hi);
-  span.exact = clamp(max(p.recent_from, position - p.recent_window + 1), span.coded, span.hi);
+  span.exact = clamp(max(sequence.recent_from, position - p.recent_window + 1), span.coded, span.hi);
   return span;
 }
 
-// One query row of a block; a row beyond the last one repeats it and is not live.
+// One query row of a block, `query` in q; a row beyond the last one repeats it and is not live.
 struct QueryRow {
   uint head, query;
   bool live;
 };
 
-inline QueryRow query_row(constant Int4kvAttend& p, uint kv_head, uint index) {
-  uint group = p.heads / p.kv_heads, rows = group * p.queries, held = min(index, rows - 1);
+inline QueryRow query_row(constant Int4kvAttend& p, thread const Sequence& sequence, uint kv_head, uint index) {
+  uint group = p.heads / p.kv_heads, rows = sequence.rows(p), held = min(index, rows - 1);
   QueryRow row;
-  row.query = p.queries == 1 ? 0 : held / group;  // a division is dear
-  row.head = kv_head * group + held - row.query * group;
+  uint within = sequence.queries == 1 ? 0 : held / group;  // a division is dear
+  row.query = sequence.first + within;
+  row.head = kv_head * group + held - within * group;
   row.live = index < rows;
   return row;
 }
@@ -63,8 +64,8 @@ inline int tile_start(constant Int4kvStored& stored, int token, int tile) {
 // Plain rows take longer: where shares are small, the newest tokens are one of their own.
 constant constexpr int kSmallShare = 1024;
 
-inline Share share_of(constant Int4kvAttend& p, Span first, Span last, uint split, int tile) {
-  int start = tile_start(p.k, first.lo, tile), splits = int(p.splits);
+inline Share share_of(constant Int4kvAttend& p, thread const Sequence& sequence, Span first, Span last, uint split, int tile) {
+  int start = tile_start(p.k, first.lo, tile), splits = sequence.splits;
   bool apart = splits > 2 && first.exact < last.hi && first.exact > first.coded && first.exact - start <= (splits - 1) * kSmallShare;
   int end = apart ? first.exact : last.hi, shares = apart ? splits - 1 : splits;
   int size = ((end - start + tile - 1) / tile + shares - 1) / shares * tile;
@@ -95,14 +96,14 @@ inline uint row_index(RowLayout layout, uint row, uint channel) {
 // The `count` query rows of a block, rotated and scaled. Simdgroups take rows in turn, R at most.
 template <int R>
 inline void load_queries(
-    constant Int4kvAttend& p, const device void* q, const device float* rotation, uint batch, uint kv_head, uint block, uint count,
-    uint units, uint simdgroup, uint lane, RowLayout layout, threadgroup float* rows) {
+    constant Int4kvAttend& p, const device void* q, const device float* rotation, thread const Sequence& sequence, uint kv_head, uint block,
+    uint count, uint units, uint simdgroup, uint lane, RowLayout layout, threadgroup float* rows) {
   float x[R * kMaxUnits] = {};
   long offsets[R];
   bool live[R];
   for (uint r = 0; r < R; r++) {
-    QueryRow row = query_row(p, kv_head, block * count + simdgroup + r * INT4KV_SIMDGROUPS);
-    offsets[r] = row_offset(p.q, batch, row.head, row.query);
+    QueryRow row = query_row(p, sequence, kv_head, block * count + simdgroup + r * INT4KV_SIMDGROUPS);
+    offsets[r] = row_offset(p.q, sequence.batch, row.head, row.query);
     live[r] = row.live;
   }
   load_rows<R>(q, p.q, offsets, units, lane, x);
@@ -172,16 +173,16 @@ inline void write_row(
 
 // The live rows of a block that lie in threadgroup memory.
 inline void write_rows(
-    constant Int4kvAttend& p, const threadgroup float* rows, thread const Statistics& found, uint batch, uint kv_head, uint block,
-    uint split, uint units, uint simdgroup, uint lane, RowLayout layout, thread const Output& output) {
+    constant Int4kvAttend& p, const threadgroup float* rows, thread const Statistics& found, thread const Sequence& sequence,
+    uint kv_head, uint block, uint split, uint units, uint simdgroup, uint lane, RowLayout layout, thread const Output& output) {
   for (uint n = simdgroup; n < found.count; n += INT4KV_SIMDGROUPS) {
-    QueryRow row = query_row(p, kv_head, block * found.count + n);
+    QueryRow row = query_row(p, sequence, kv_head, block * found.count + n);
     if (!row.live) continue;
     float x[kMaxUnits] = {}, maximum = found.maximum(n);
     for (uint u = 0; u < kMaxUnits; u++) {
       if (u < units) x[u] = rows[row_index(layout, n, INT4KV_UNIT * u + lane)];
     }
-    write_row(p, x, maximum, found.sum(n, maximum), batch, kv_head, row, split, units, lane, output);
+    write_row(p, x, maximum, found.sum(n, maximum), sequence.batch, kv_head, row, split, units, lane, output);
   }
 }
 

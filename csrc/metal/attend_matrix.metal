@@ -1,8 +1,8 @@
 // attend for three to eight query rows at a time, and for chunks in blocks of eight: o = R_v^T softmax2(q' K'^T) V' with
 // q' = log2(e) * scale * R_k q, on matrix units. Packed codes of a symmetric codebook, one scale per row, head_dim 64, 128 or 256.
 //
-// Grid: (splits, kv_heads * blocks, batch). A threadgroup owns 8 query rows, the columns of the products, of one KV head and one
-// share of their tokens; its simdgroups take tiles of 8 * B tokens in turn and keep their own maximum and sums. tiles.h says which
+// Grid: (splits, kv_heads * blocks, batch or sequences). A threadgroup owns 8 query rows, the columns of the products, of one KV head
+// and one share of their tokens; its simdgroups take tiles of 8 * B tokens in turn and keep their own maximum and sums. tiles.h says which
 // lane owns which token and channel. Each word of codes is read once for all eight columns, 16 bytes at a time; K's scale multiplies
 // the score, V's the weight. The keys of the next tile are asked for before the values of this one are used.
 //
@@ -171,9 +171,9 @@ inline void read_plain(
 }
 
 // The pass over the first tokens, or over the newest ones.
-inline Pass plain_pass(constant Int4kvAttend& p, Span first, Span last, Share share, bool newest, uint simdgroup) {
+inline Pass plain_pass(thread const Sequence& sequence, Span first, Span last, Share share, bool newest, uint simdgroup) {
   Pass pass;
-  pass.first = max(newest ? max(first.exact, p.recent_from) : first.lo, share.from) + int(simdgroup) * 8;
+  pass.first = max(newest ? max(first.exact, sequence.recent_from) : first.lo, share.from) + int(simdgroup) * 8;
   pass.last = min(newest ? last.hi : last.coded, share.to);
   pass.stride = int(INT4KV_SIMDGROUPS) * 8;
   return pass;
@@ -203,40 +203,44 @@ template <int D, int B>
     const device void* v_sink [[buffer(6)]], const device void* k_recent [[buffer(7)]], const device void* v_recent [[buffer(8)]],
     const device float* k_rotation [[buffer(9)]], const device float* v_rotation [[buffer(10)]],
     const device float* v_centre [[buffer(11)]], const device bool* mask [[buffer(12)]], device void* out [[buffer(13)]],
-    device float* partial [[buffer(14)]], device float2* statistics [[buffer(15)]], constant Int4kvAttend& p [[buffer(16)]],
+    device float* partial [[buffer(14)]], device float2* statistics [[buffer(15)]], const device int* block_table [[buffer(16)]],
+    const device int* lengths [[buffer(17)]], const device int* query_starts [[buffer(18)]], const device int* rings [[buffer(19)]],
+    const device int* recent_starts [[buffer(20)]], constant Int4kvAttend& p [[buffer(21)]],
     uint3 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   INT4KV_THREADGROUP(float, rows, INT4KV_COLUMNS * (D + 12));
   INT4KV_THREADGROUP(float, scratch, (scratch_size<D, B>()));
   INT4KV_THREADGROUP(float, maxima, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
   INT4KV_THREADGROUP(float, total, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
-  uint split = group.x, kv_head = p.blocks == 1 ? group.y : group.y / p.blocks, block = group.y - kv_head * p.blocks, batch = group.z;
+  uint split = group.x, kv_head = p.blocks == 1 ? group.y : group.y / p.blocks, block = group.y - kv_head * p.blocks;
+  Sequence sequence = sequence_of(p, {block_table, lengths, query_starts, rings, recent_starts}, group.z);
+  if (paged && block * INT4KV_COLUMNS >= sequence.rows(p)) return;
   Task task = {mask, place_of(lane), scratch_of<D, B>(scratch, simdgroup)};
-  Span first = span_of(p, query_row(p, kv_head, block * INT4KV_COLUMNS).query);
-  Span last = span_of(p, query_row(p, kv_head, block * INT4KV_COLUMNS + INT4KV_COLUMNS - 1).query), mine[kLaneColumns];
-  Share share = share_of(p, first, last, split, 8 * B);
+  Span first = span_of(p, sequence, query_row(p, sequence, kv_head, block * INT4KV_COLUMNS).query);
+  Span last = span_of(p, sequence, query_row(p, sequence, kv_head, block * INT4KV_COLUMNS + INT4KV_COLUMNS - 1).query), mine[kLaneColumns];
+  Share share = share_of(p, sequence, first, last, split, 8 * B);
   Pass pass;
   pass.last = min(last.exact, share.to);
   pass.first = share.from < pass.last ? tile_start(p.k, max(first.coded, share.from), 8 * B) + int(simdgroup) * 8 * B : pass.last;
   pass.stride = int(INT4KV_SIMDGROUPS) * 8 * B;
-  Source k = source_of(p.k, coding_of(k_bits, codebook, lane), k_codes, k_scales, batch, kv_head, 0);
-  Source v = source_of(p.v, coding_of(v_bits, codebook, lane), v_codes, v_scales, batch, kv_head, 0);
+  Source k = code_source(p, p.k, coding_of(k_bits, codebook, lane), k_codes, k_scales, sequence, kv_head);
+  Source v = code_source(p, p.v, coding_of(v_bits, codebook, lane), v_codes, v_scales, sequence, kv_head);
   Tiles<D, B> tiles = first_tiles<D, B>(k, v, pass.first, pass.last, pass.stride, task.at, task.scratch);
   if (p.k_rotation.kind != INT4KV_NO_ROTATION && 32 * lane < D) ask_for(k_rotation + 32 * lane);
-  Pass newest_pass = plain_pass(p, first, last, share, true, simdgroup);
-  ask_for_rows<D>(plain_source(p.k_recent, k_recent, batch, kv_head, p.recent_from), newest_pass, lane);
-  ask_for_rows<D>(plain_source(p.v_recent, v_recent, batch, kv_head, p.recent_from), newest_pass, lane);
+  Pass newest_pass = plain_pass(sequence, first, last, share, true, simdgroup);
+  ask_for_rows<D>(plain_source(p.k_recent, k_recent, sequence.ring, kv_head, sequence.recent_from), newest_pass, lane);
+  ask_for_rows<D>(plain_source(p.v_recent, v_recent, sequence.ring, kv_head, sequence.recent_from), newest_pass, lane);
 
   load_queries<INT4KV_COLUMNS / INT4KV_SIMDGROUPS>(
-      p, q, k_rotation, batch, kv_head, block, INT4KV_COLUMNS, D / INT4KV_UNIT, simdgroup, lane, row_layout<D>(), rows);
+      p, q, k_rotation, sequence, kv_head, block, INT4KV_COLUMNS, D / INT4KV_UNIT, simdgroup, lane, row_layout<D>(), rows);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   Queries<D> queries = lay_out_queries<D>(rows, scratch, simdgroup, task.at);
 
   Columns columns;
   for (int e = 0; e < kLaneColumns; e++) {
-    QueryRow row = query_row(p, kv_head, block * INT4KV_COLUMNS + task.at.column(e));
-    mine[e] = span_of(p, row.query);
-    columns.mask[e] = row_offset(p.mask, batch, row.head, row.query);
+    QueryRow row = query_row(p, sequence, kv_head, block * INT4KV_COLUMNS + task.at.column(e));
+    mine[e] = span_of(p, sequence, row.query);
+    columns.mask[e] = row_offset(p.mask, sequence.batch, row.head, row.query);
     columns.maximum[e] = kFloor;
     columns.sum[e] = 0.0f;
   }
@@ -250,13 +254,15 @@ template <int D, int B>
   read_codes<D, B>(p, k, v, pass, tiles, task, queries, columns, sums);
 
   for (int newest = p.sinks > 0 ? 0 : 1; newest < 2; newest++) {
-    pass = plain_pass(p, first, last, share, newest != 0, simdgroup);
+    uint held = newest ? sequence.ring : sequence.batch;
+    int origin = newest ? sequence.recent_from : 0;
+    pass = plain_pass(sequence, first, last, share, newest != 0, simdgroup);
     for (int e = 0; e < kLaneColumns; e++) {
       columns.from[e] = newest ? mine[e].exact : mine[e].lo;
       columns.to[e] = min(newest ? mine[e].hi : mine[e].coded, share.to);
     }
-    k = plain_source(newest ? p.k_recent : p.k_sink, newest ? k_recent : k_sink, batch, kv_head, newest ? p.recent_from : 0);
-    v = plain_source(newest ? p.v_recent : p.v_sink, newest ? v_recent : v_sink, batch, kv_head, newest ? p.recent_from : 0);
+    k = plain_source(newest ? p.k_recent : p.k_sink, newest ? k_recent : k_sink, held, kv_head, origin);
+    v = plain_source(newest ? p.v_recent : p.v_sink, newest ? v_recent : v_sink, held, kv_head, origin);
     read_plain<D>(p, k, v, pass, task, queries, columns, sums);
   }
 
@@ -264,7 +270,7 @@ template <int D, int B>
   leave_statistics(columns, found, simdgroup, task.at);
   join_simdgroups<D, B>(sums, found, simdgroup, task.at, scratch, rows);
   Output output = {v_rotation, v_centre, out, partial, statistics};
-  write_rows(p, rows, found, batch, kv_head, block, split, D / INT4KV_UNIT, simdgroup, lane, row_layout<D>(), output);
+  write_rows(p, rows, found, sequence, kv_head, block, split, D / INT4KV_UNIT, simdgroup, lane, row_layout<D>(), output);
 }
 
 INT4KV_ENTRY(attend_matrix_64, INT4KV_SIMDGROUPS, attend_matrix<64, tile_blocks(64)>)

@@ -1,7 +1,7 @@
 // attend for one or two query rows at a time: o = R_v^T softmax2(q' K'^T) V', q' = log2(e) * scale * R_k q, any head_dim, any
 // number of scales per row, codes of any codebook or plain rows.
 //
-// Grid: (splits, kv_heads * blocks, batch). A threadgroup owns H rows of one KV head and one share of their tokens. In each
+// Grid: (splits, kv_heads * blocks, batch or sequences). A threadgroup owns H rows of one KV head and one share of their tokens. In each
 // simdgroup L = 2, 4, 8 or 16 lanes (16 channels each) own a token; all token streams of the threadgroup are independent flash
 // attentions, so the loop has no barrier, and each row of codes is read once for all H rows.
 //
@@ -202,45 +202,51 @@ template <int H>
     const device void* v_sink [[buffer(6)]], const device void* k_recent [[buffer(7)]], const device void* v_recent [[buffer(8)]],
     const device float* k_rotation [[buffer(9)]], const device float* v_rotation [[buffer(10)]],
     const device float* v_centre [[buffer(11)]], const device bool* mask [[buffer(12)]], device void* out [[buffer(13)]],
-    device float* partial [[buffer(14)]], device float2* statistics [[buffer(15)]], constant Int4kvAttend& p [[buffer(16)]],
+    device float* partial [[buffer(14)]], device float2* statistics [[buffer(15)]], const device int* block_table [[buffer(16)]],
+    const device int* lengths [[buffer(17)]], const device int* query_starts [[buffer(18)]], const device int* rings [[buffer(19)]],
+    const device int* recent_starts [[buffer(20)]], constant Int4kvAttend& p [[buffer(21)]],
     uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   INT4KV_THREADGROUP(float, rows, H * INT4KV_MAX_HEAD_DIM);
   INT4KV_THREADGROUP(float, maxima, INT4KV_SIMDGROUPS * H);
   INT4KV_THREADGROUP(float, sums, INT4KV_SIMDGROUPS * H);
-  uint split = group.x, kv_head = group.y / p.blocks, block = group.y % p.blocks, batch = group.z;
-  load_queries<1>(p, q, k_rotation, batch, kv_head, block, H, p.head_dim / INT4KV_UNIT, simdgroup, thread_index, row_layout(), rows);
+  uint split = group.x, kv_head = group.y / p.blocks, block = group.y % p.blocks;
+  Sequence sequence = sequence_of(p, {block_table, lengths, query_starts, rings, recent_starts}, group.z);
+  if (paged && block * H >= sequence.rows(p)) return;
+  load_queries<1>(p, q, k_rotation, sequence, kv_head, block, H, p.head_dim / INT4KV_UNIT, simdgroup, thread_index, row_layout(), rows);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   Lane lane = lane_of(thread_index, p.head_dim);
   Stream<H> stream;
   Span spans[H];
   for (int h = 0; h < H; h++) {
-    QueryRow row = query_row(p, kv_head, block * H + h);
-    spans[h] = span_of(p, row.query);
-    start_stream<H>(stream, h, rows, row_offset(p.mask, batch, row.head, row.query), lane);
+    QueryRow row = query_row(p, sequence, kv_head, block * H + h);
+    spans[h] = span_of(p, sequence, row.query);
+    start_stream<H>(stream, h, rows, row_offset(p.mask, sequence.batch, row.head, row.query), lane);
   }
 
-  Share share = share_of(p, spans[0], spans[H - 1], split, int(INT4KV_SIMD));
+  Share share = share_of(p, sequence, spans[0], spans[H - 1], split, int(INT4KV_SIMD));
   int streams = int(INT4KV_SIMD / lane.count), offset = int(simdgroup) * streams;
   Reading<H> reading;
   reading.stride = int(INT4KV_SIMDGROUPS) * streams;
   reading.first = max(spans[0].coded, share.from) + offset;
   reading.last = min(spans[H - 1].exact, share.to);
   for (int h = 0; h < H; h++) reading.from[h] = spans[h].coded, reading.to[h] = min(spans[h].exact, share.to);
-  Source k = source_of(p.k, coding_of(k_bits, codebook, thread_index), k_codes, k_scales, batch, kv_head, 0);
-  Source v = source_of(p.v, coding_of(v_bits, codebook, thread_index), v_codes, v_scales, batch, kv_head, 0);
+  Source k = code_source(p, p.k, coding_of(k_bits, codebook, thread_index), k_codes, k_scales, sequence, kv_head);
+  Source v = code_source(p, p.v, coding_of(v_bits, codebook, thread_index), v_codes, v_scales, sequence, kv_head);
   read_tokens<H>(p, stream, k, v, reading, mask, lane);
 
   for (int newest = p.sinks > 0 ? 0 : 1; newest < 2; newest++) {
-    reading.first = max(newest ? max(spans[0].exact, p.recent_from) : spans[0].lo, share.from) + offset;
+    uint held = newest ? sequence.ring : sequence.batch;
+    int origin = newest ? sequence.recent_from : 0;
+    reading.first = max(newest ? max(spans[0].exact, sequence.recent_from) : spans[0].lo, share.from) + offset;
     reading.last = min(newest ? spans[H - 1].hi : spans[H - 1].coded, share.to);
     for (int h = 0; h < H; h++) {
       reading.from[h] = newest ? spans[h].exact : spans[h].lo;
       reading.to[h] = min(newest ? spans[h].hi : spans[h].coded, share.to);
     }
-    k = plain_source(newest ? p.k_recent : p.k_sink, newest ? k_recent : k_sink, batch, kv_head, newest ? p.recent_from : 0);
-    v = plain_source(newest ? p.v_recent : p.v_sink, newest ? v_recent : v_sink, batch, kv_head, newest ? p.recent_from : 0);
+    k = plain_source(newest ? p.k_recent : p.k_sink, newest ? k_recent : k_sink, held, kv_head, origin);
+    v = plain_source(newest ? p.v_recent : p.v_sink, newest ? v_recent : v_sink, held, kv_head, origin);
     read_tokens<H>(p, stream, k, v, reading, mask, lane);
   }
 
@@ -248,7 +254,7 @@ template <int H>
   join_streams<H>(stream, lane.count);
   join_streams_in_turns<H>(stream, rows, found, simdgroup, lane, thread_index);
   Output output = {v_rotation, v_centre, out, partial, statistics};
-  write_rows(p, rows, found, batch, kv_head, block, split, p.head_dim / INT4KV_UNIT, simdgroup, thread_index, row_layout(), output);
+  write_rows(p, rows, found, sequence, kv_head, block, split, p.head_dim / INT4KV_UNIT, simdgroup, thread_index, row_layout(), output);
 }
 
 INT4KV_ENTRY(attend_simd_1, INT4KV_SIMDGROUPS, attend_simd<1>)

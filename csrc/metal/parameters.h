@@ -25,6 +25,7 @@ typedef int64_t int4kv_stride;
 #define INT4KV_K_BITS_CONSTANT 0
 #define INT4KV_V_BITS_CONSTANT 1
 #define INT4KV_CODEBOOK_CONSTANT 2
+#define INT4KV_PAGED_CONSTANT 3  // of quantize too: 1 for the pages of many sequences
 #define INT4KV_PLAIN_BITS 16u
 
 #define INT4KV_SIMD 32u
@@ -33,7 +34,7 @@ typedef int64_t int4kv_stride;
 #define INT4KV_PAIR 2u        // query rows that attend_simd serves at once at most
 #define INT4KV_MERGE_SIMDGROUPS 8u  // simdgroups that join the splits of one query row
 
-// A tensor [batch, head, token, channel]: strides in elements. A stride of 0 broadcasts.
+// A tensor [batch, head, token, channel]: strides in elements. A stride of 0 broadcasts. Of pages and rings, batch counts these.
 struct Int4kvRows {
   int4kv_stride batch, head, token, channel;
   unsigned type;
@@ -64,6 +65,7 @@ struct Int4kvQuantizeSide {
 struct Int4kvQuantize {
   struct Int4kvQuantizeSide k, v;
   unsigned rows, heads, tokens;  // rows = batch * heads * tokens of one side; the grid has those of K, then those of V
+  unsigned slots, recent_slots;  // paged: of all pages, of all rings
 };
 
 struct Int4kvDequantize {
@@ -83,6 +85,8 @@ struct Int4kvAttend {
   int window;                      // 0: none
   unsigned causal, has_mask, has_v_centre;
   float scale, softcap;  // softcap 0: none, and scale has log2(e) in it
+  // Paged: q has `queries` rows and a sequence at most `keys` tokens, in a row of `table_width` entries of the block table.
+  unsigned pages, rings, table_width, min_split;
 };
 
 #endif

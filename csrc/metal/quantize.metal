@@ -2,8 +2,10 @@
 //
 // One dispatch serves K and V of all heads: a simdgroup owns one row (one token of one head of one side) in registers, as rows.h
 // draws it, and reads it once. Butterflies and sums are shuffles; there is no threadgroup memory and no barrier.
-// Row r of the grid: side = r / rows, then batch, head and token of r % rows, the token fastest.
+// Row r of the grid: side = r / rows, then batch, head and token of r % rows, the token fastest. Into pages, `slots` say where each token
+// goes; one without a slot, or with one that does not exist, is not written.
 #include "codebook.h"
+#include "pages.h"
 #include "planes.h"
 #include "rotation.h"
 
@@ -24,10 +26,30 @@ inline void write_packed(
   pack<U>(code, stored.bits, lane, codes + codes_row);
 }
 
+// Where a row's codes and its exact copy go.
+struct Destination {
+  Slot stored, recent;
+};
+
+inline Destination destination_of(
+    constant Int4kvQuantize& p, constant Int4kvQuantizeSide& side, const device long* slots, const device long* recent_slots, uint batch,
+    uint token) {
+  Destination to;
+  if (paged) {
+    to.stored = numbered_slot(slots[token], side.stored.capacity, p.slots);
+    to.recent = numbered_slot(p.recent_slots > 0 ? recent_slots[token] : -1, side.recent_rows, p.recent_slots);
+  } else {
+    to.stored = {batch, slot_of(side.stored.first_slot, token, side.stored.capacity), true};
+    to.recent = {batch, 0, token + side.recent_rows >= p.tokens && side.recent_rows > 0};
+    if (to.recent.is_there) to.recent.slot = (side.recent_first_slot + token) % side.recent_rows;
+  }
+  return to;
+}
+
 template <int U>
 inline void quantize_row(
     constant Int4kvQuantizeSide& side, const device void* x, device void* codes, device half* scales, device void* recent,
-    const device float* centre, const device float* rotation, uint batch, uint head, uint token, uint tokens, uint lane) {
+    const device float* centre, const device float* rotation, uint batch, uint head, uint token, Destination to, uint lane) {
   float row[kMaxUnits];
   load_row(x, side.x, row_offset(side.x, batch, head, token), U, lane, row);
   if (side.has_centre) {
@@ -36,14 +58,11 @@ inline void quantize_row(
     for (uint u = 0; u < U; u++) row[u] = row[u] - mean[u];
   }
   rotate(row, side.rotation, rotation, head, U, lane);
-  if (token + side.recent_rows >= tokens && side.recent_rows > 0) {
-    uint slot = (side.recent_first_slot + token) % side.recent_rows;
-    store_row(recent, side.recent, row_offset(side.recent, batch, head, slot), U, lane, row);
-  }
-  uint slot = slot_of(side.stored.first_slot, token, side.stored.capacity);
-  long codes_row = row_offset(side.stored.codes, batch, head, slot);
+  if (to.recent.is_there) store_row(recent, side.recent, row_offset(side.recent, to.recent.batch, head, to.recent.slot), U, lane, row);
+  if (!to.stored.is_there) return;
+  long codes_row = row_offset(side.stored.codes, to.stored.batch, head, to.stored.slot);
   if (side.stored.groups > 0) {
-    long scales_row = row_offset(side.stored.scales, batch, head, slot);
+    long scales_row = row_offset(side.stored.scales, to.stored.batch, head, to.stored.slot);
     write_packed<U>(row, side.stored, codes_row, scales_row, (device uchar*)codes, scales, lane);
   } else {
     store_row(codes, side.stored.codes, codes_row, U, lane, row);
@@ -56,13 +75,16 @@ template <int U>
     device void* k_recent [[buffer(3)]], const device float* k_centre [[buffer(4)]], const device float* k_rotation [[buffer(5)]],
     const device void* v [[buffer(6)]], device void* v_codes [[buffer(7)]], device half* v_scales [[buffer(8)]],
     device void* v_recent [[buffer(9)]], const device float* v_centre [[buffer(10)]], const device float* v_rotation [[buffer(11)]],
-    constant Int4kvQuantize& p [[buffer(12)]], uint group [[threadgroup_position_in_grid]],
+    const device long* slots [[buffer(12)]], const device long* recent_slots [[buffer(13)]], constant Int4kvQuantize& p [[buffer(14)]],
+    uint group [[threadgroup_position_in_grid]],
     uint lane [[thread_index_in_simdgroup]]) {
   uint row = group % p.rows, token = row % p.tokens, head = row / p.tokens % p.heads, batch = row / p.tokens / p.heads;
   if (group < p.rows) {
-    quantize_row<U>(p.k, k, k_codes, k_scales, k_recent, k_centre, k_rotation, batch, head, token, p.tokens, lane);
+    Destination to = destination_of(p, p.k, slots, recent_slots, batch, token);
+    quantize_row<U>(p.k, k, k_codes, k_scales, k_recent, k_centre, k_rotation, batch, head, token, to, lane);
   } else {
-    quantize_row<U>(p.v, v, v_codes, v_scales, v_recent, v_centre, v_rotation, batch, head, token, p.tokens, lane);
+    Destination to = destination_of(p, p.v, slots, recent_slots, batch, token);
+    quantize_row<U>(p.v, v, v_codes, v_scales, v_recent, v_centre, v_rotation, batch, head, token, to, lane);
   }
 }
 

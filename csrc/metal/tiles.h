@@ -131,10 +131,10 @@ template <int D, int B>
 inline void load_scales(thread const Source& source, int tile, int last, bool together, Place at, thread Scales<B>& scales) {
   int token = tile + at.token(B, 0);
   if (together && B == 4) {
-    half4 four = *(const device half4*)(source.scales + source.slot(token));
+    half4 four = *(const device half4*)(source.aligned_scale(token));
     for (int b = 0; b < B; b++) scales.of[b] = four[b];
   } else if (together && B == 2) {
-    half2 two = *(const device half2*)(source.scales + source.slot(token));
+    half2 two = *(const device half2*)(source.aligned_scale(token));
     for (int b = 0; b < B; b++) scales.of[b] = two[b];
   } else {
     for (int b = 0; b < B; b++) scales.of[b] = half(source.scale(min(token + b, last - 1), 0));

@@ -37,6 +37,7 @@ MTLFunctionConstantValues* constants_of(const Kernel& kernel) {
   [values setConstantValue:&kernel.k_bits type:MTLDataTypeUInt atIndex:INT4KV_K_BITS_CONSTANT];
   [values setConstantValue:&kernel.v_bits type:MTLDataTypeUInt atIndex:INT4KV_V_BITS_CONSTANT];
   [values setConstantValue:&kernel.codebook type:MTLDataTypeUInt atIndex:INT4KV_CODEBOOK_CONSTANT];
+  [values setConstantValue:&kernel.paged type:MTLDataTypeUInt atIndex:INT4KV_PAGED_CONSTANT];
   return values;
 }
 

@@ -34,6 +34,10 @@ class LayerCalibration:
         """Those there are, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
+    def of_heads(self, held: slice | None) -> "LayerCalibration":
+        """The same of some key/value heads; None for all."""
+        return self if held is None else LayerCalibration(**{name: tensor[held] for name, tensor in self.tensors().items()})
+
 
 @dataclass(frozen=True, eq=False)
 class Calibration:

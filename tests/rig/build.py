@@ -173,7 +173,7 @@ def build_ops(sources=None, name="int4kv_mps", flags=("-Werror", "-fvisibility=h
 def project_ops():
     """The project's sources of the ops on mps."""
     csrc = PROJECT / "csrc"
-    return [*sorted((csrc / "mps").glob("*.mm")), *sorted((csrc / "gpu").glob("*.cpp")), csrc / "checks.cpp"]
+    return [*sorted((csrc / "mps").glob("*.mm")), *sorted((csrc / "gpu").glob("*.cpp")), *sorted(csrc.glob("check*.cpp"))]
 
 
 def embed_kernels():

@@ -1,0 +1,167 @@
+"""The cache of transformers' continuous batching with packed pages, and a ring of exact rows per running request."""
+
+import sys
+from functools import partial
+from types import FunctionType
+
+from transformers.generation.continuous_batching.cache import (
+    FULL_ATTENTION, SLIDING_ATTENTION, PagedAttentionCache, PagedAttentionMemoryHandler, group_layers_by_attn_type,
+)
+from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
+
+from ..config import ROLLBACK, Int4KVConfig
+from ..paging.batch import Span, Step
+from ..paging.layer import PagedLayer
+from ..paging.layout import PageLayout, aligned
+from ..paging.rings import Rings
+from ..side import sides_of
+from .allocators import PackedPages, PackedSlidingPages
+
+
+def with_names(function, **names) -> FunctionType:
+    """The function with other meanings of some names of its module, for this caller alone: the module stays as it is.
+
+    transformers makes its cache and its allocators by class names, without a parameter for them. NotImplementedError when that has changed.
+    """
+    missing = set(names) - set(function.__code__.co_names)
+    if missing:
+        import transformers
+
+        raise NotImplementedError(f"transformers is {transformers.__version__}, whose {function.__qualname__} does not use {missing.pop()}; "
+                                  "continuous batching with int4kv was made for 5.23")
+    seen = vars(sys.modules[function.__module__]) | names
+    changed = FunctionType(function.__code__, seen, function.__name__, function.__defaults__, function.__closure__)
+    changed.__kwdefaults__ = function.__kwdefaults__
+    return changed
+
+
+class PackedMemory(PagedAttentionMemoryHandler):
+    """How much fits: rings take their part of the memory, at most half. Masks and unpacked copies do not exist, and take none."""
+
+    def __init__(self, cache: "Int4PagedAttentionCache", ring_bytes: int, **settings):
+        super().__init__(**settings)
+        self.cache, self.ring_bytes = cache, ring_bytes
+        self.num_attention_masks, self.kv_heads_at_peak = 0, 0
+
+    def infer_max_batch_tokens_and_num_sectors(self):
+        max_batch_tokens, sectors = super().infer_max_batch_tokens_and_num_sectors()
+        held, needed = sectors * self.bytes_per_sector, 2 * self.ring_bytes + self.bytes_per_sector
+        if held < needed:
+            raise ValueError(f"num_blocks or max_memory_percent leave {held} bytes for the cache; accepted: {needed} or more")
+        self.cache.ring_count = min(self.cb_config.max_requests_per_batch, held // 2 // self.ring_bytes if self.ring_bytes else sys.maxsize)
+        return max_batch_tokens, (held - self.cache.ring_count * self.ring_bytes) // self.bytes_per_sector
+
+
+class Int4PagedAttentionCache(PagedAttentionCache):
+    """int4: how rows are stored. The other arguments are transformers', by name. num_blocks counts the bytes of so many fp blocks.
+
+    A running request has a ring from its first token to its last: requests beyond the rings wait, as they do for pages.
+    """
+
+    def __init__(self, *, int4: Int4KVConfig, config, continuous_batching_config, device, dtype, **settings):
+        self.int4, self.exact = int4, int4.prefill == "exact"
+        count, heads, head_dim = config.num_hidden_layers, find_num_key_value_heads(config), find_head_dim(config)
+        self._configs = [int4.for_layer(i, count) for i in range(count)]
+        self._sides = {i: sides_of(one, i, heads, head_dim, device) for i, one in enumerate(self._configs)}
+        exact = [i for i, one in enumerate(self._configs) if one.recent]
+        ring = (len(exact), heads, int4.recent + ROLLBACK if exact else 0, head_dim)
+        allocators = self._allocators(config, continuous_batching_config.page_size, dtype)
+        make = with_names(PagedAttentionCache.__init__, ATTN_TYPE_TO_ALLOCATOR=allocators,
+                          PagedAttentionMemoryHandler=partial(PackedMemory, self, Rings.nbytes_each(*ring)))
+        make(self, config=config, continuous_batching_config=continuous_batching_config, device=device, dtype=dtype, **settings)
+        self.rings = Rings(self.ring_count, exact, *ring[1:], device)
+        self.layers = {i: self._layer(i) for i in range(count)}
+        self._running: dict[str, tuple[int, int]] = {}  # request -> its ring, and the first token that lies in it
+        self._ring_copies: list[tuple[int, int]] = []
+        self.batch = None  # transformers' inputs of the next forward pass, set by the manager
+
+    def _allocators(self, config, page_size, dtype):
+        groups = group_layers_by_attn_type(config)
+        layouts = {kind: PageLayout({i: self._sides[i] for i in layers}, page_size, dtype) for kind, layers in groups.items()}
+        bytes_per_page = max(aligned(-(-layout.nbytes // len(groups[kind]))) for kind, layout in layouts.items())
+        classes = {FULL_ATTENTION: PackedPages, SLIDING_ATTENTION: partial(PackedSlidingPages, exact=self.exact)}
+        return {kind: partial(classes[kind], layout=layouts[kind], bytes_per_page=bytes_per_page) for kind in groups}
+
+    def _layer(self, i):
+        allocator = self.layer_to_allocator[i]
+        window = getattr(allocator, "sliding_window", None)
+        return PagedLayer(self._configs[i], self._sides[i], allocator.stored(i), allocator.index, window, self.rings.views(i))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pages and rings, in use or not."""
+        return self.cache_tensor.numel() + self.rings.nbytes
+
+    def check_fits(self, state) -> None:
+        """ValueError for a request that this cache could not hold even if it were alone."""
+        prompt = len(state.initial_tokens)
+        total = prompt + max((state.max_new_tokens or 1) - 1, 0)
+        blocks = {name: allocator.blocks_for(prompt, total) for name, allocator in self.cache_allocators.items()}
+        sectors = sum(-(-n // self.cache_allocators[name].blocks_per_sector) for name, n in blocks.items())
+        if sectors > self.num_sectors:
+            needed = " and ".join(f"{n} pages of {name}" for name, n in blocks.items())
+            raise ValueError(f"request {state.request_id} has {prompt} tokens and max_new_tokens {state.max_new_tokens}, {needed}: "
+                             f"{sectors * self.bytes_per_sector} bytes; accepted: up to {self.num_sectors * self.bytes_per_sector}, all there are")
+
+    # ---- requests come and go ------------------------------------------------------------------------------------
+
+    def can_store_request_tokens(self, state, request_len, dry_run=False):
+        starts = state.request_id not in self._running
+        if starts and not self.rings.free:
+            return False
+        fits = super().can_store_request_tokens(state, request_len, dry_run)
+        if fits and starts and not dry_run:
+            self._running[state.request_id] = self.rings.take(), state.current_len()
+        return fits
+
+    def free_blocks(self, request_id, no_cache=False):
+        super().free_blocks(request_id, no_cache)
+        self._release_ring(request_id)
+
+    def free_all_requests(self, clear_ledgers=False):
+        super().free_all_requests(clear_ledgers)
+        for request_id in list(self._running):
+            self._release_ring(request_id)
+
+    def _release_ring(self, request_id):
+        if request_id in self._running:
+            self.rings.release(self._running.pop(request_id)[0])
+
+    def prepare_fork_request(self, src_state, dst_req_ids, copy_src_and_dst):
+        forked = super().prepare_fork_request(src_state, dst_req_ids[: self.rings.free], copy_src_and_dst)
+        ring, start = self._running[src_state.request_id]
+        for request_id in forked:
+            self._running[request_id] = self.rings.take(), start
+            self._ring_copies.append((ring, self._running[request_id][0]))
+        return forked
+
+    def perform_cache_copy(self, copy_src_and_dst):
+        super().perform_cache_copy(copy_src_and_dst)
+        self.rings.copy([a for a, _ in self._ring_copies], [b for _, b in self._ring_copies])
+        self._ring_copies = []
+
+    # ---- a forward pass ------------------------------------------------------------------------------------------
+
+    def attend(self, layer_idx: int, query, key, value, scaling: float, softcap: float | None = None):
+        """Store a batch's new keys and values and attend: query, key and value [1, heads, tokens of all requests, head_dim].
+
+        Returns [1, tokens, num_heads, head_dim].
+        """
+        if layer_idx == 0:
+            self._step = self._next_step()
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return self.layers[layer_idx].store(k, v, self._step).attend(q, scaling, softcap).unsqueeze(0)
+
+    def _next_step(self):
+        spans = [self._span(future.state, future.query_length) for future in self.batch.requests_in_batch]
+        page_size = next(iter(self.cache_allocators.values())).tokens_per_page
+        return Step(spans, page_size, self.rings.rows, self.rings.tensor.device, self.exact)
+
+    def _span(self, state, tokens):
+        begin = state.position_offset - tokens  # it was moved on when the batch was prepared
+        allocators = self.cache_allocators.values()
+        kept = [allocator.seen_from(0, tokens) if begin == 0 else begin for allocator in allocators]
+        return Span(begin, tokens, [allocator.table(state.request_id) for allocator in allocators], kept, *self._running[state.request_id])
+
+    def update(self, key_states, value_states, layer_idx, kwargs):
+        raise ValueError("the model's attention is not int4kv's; accepted: that of a patched model, for the packed pages of its requests")

@@ -1,0 +1,64 @@
+"""Rings: the newest rows of every running sequence as they are, beside their codes; token t lies in row t % rows of its sequence's ring."""
+
+import torch
+
+
+class OutOfRings(RuntimeError):
+    """More sequences at once than there are rings."""
+
+
+class Rings:
+    """Exact rows of all layers, float16 [rings, layers, 2 (K, V), num_key_value_heads, rows, head_dim]: a ring is one run of memory.
+
+    layers: indices of the layers that keep exact rows. rows: 0 for none at all; sequences are still counted.
+    """
+
+    def __init__(self, count: int, layers: list[int], heads: int, rows: int, head_dim: int, device):
+        self.count, self.rows, self._place = count, rows, {layer: i for i, layer in enumerate(layers)}
+        self.tensor = torch.zeros(count, len(layers), 2, heads, rows, head_dim, dtype=torch.float16, device=device)
+        self._free = list(range(count))[::-1]
+
+    @staticmethod
+    def nbytes_each(layers: int, heads: int, rows: int, head_dim: int) -> int:
+        """Bytes of one ring."""
+        return 2 * layers * heads * rows * head_dim * torch.float16.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.numel() * self.tensor.element_size()
+
+    @property
+    def free(self) -> int:
+        """Rings that no sequence has."""
+        return len(self._free)
+
+    def check_room(self, number: int) -> None:
+        """OutOfRings when fewer than so many rings are free."""
+        if number > self.free:
+            raise OutOfRings(f"{number} sequences are to be added and {self.free} of {self.count} are free; free sequences, or make a pool "
+                             "for more of them")
+
+    def take(self) -> int:
+        """A ring for a new sequence; OutOfRings when all are in use."""
+        self.check_room(1)
+        return self._free.pop()
+
+    def release(self, ring: int) -> None:
+        """Give a ring back; ValueError when it is free already."""
+        if ring in self._free:
+            raise ValueError(f"ring {ring} is given back twice; accepted: one that a sequence has")
+        self._free.append(ring)
+
+    def copy(self, sources: list[int], targets: list[int]) -> int:
+        """Copy whole rings. Returns the bytes copied."""
+        if not sources or not self.rows:
+            return 0
+        rows = self.tensor[torch.tensor(sources, device=self.tensor.device)]
+        self.tensor[torch.tensor(targets, device=self.tensor.device)] = rows
+        return rows.numel() * rows.element_size()
+
+    def views(self, layer: int) -> list[torch.Tensor] | None:
+        """A layer's exact keys and values, each [rings, rows, num_key_value_heads, head_dim]; None where there are none."""
+        if layer not in self._place or not self.rows:
+            return None
+        return [self.tensor[:, self._place[layer], which].transpose(1, 2) for which in (0, 1)]
