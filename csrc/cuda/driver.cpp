@@ -26,7 +26,7 @@ Driver load_driver() {
   Driver driver;
   find(library, "cuCtxGetCurrent", driver.context_get_current);
   find(library, "cuGetErrorString", driver.error_string);
-  find(library, "cuLaunchKernel", driver.launch);
+  find(library, "cuLaunchKernelEx", driver.launch);
   find(library, "cuModuleGetFunction", driver.module_function);
   find(library, "cuModuleLoadData", driver.load_module);
   find(library, "cuOccupancyMaxActiveBlocksPerMultiprocessor", driver.resident_blocks);

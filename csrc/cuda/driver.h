@@ -9,7 +9,7 @@ namespace int4kv {
 struct Driver {
   decltype(&cuCtxGetCurrent) context_get_current;
   decltype(&cuGetErrorString) error_string;
-  decltype(&cuLaunchKernel) launch;
+  decltype(&cuLaunchKernelEx) launch;
   decltype(&cuModuleGetFunction) module_function;
   decltype(&cuModuleLoadData) load_module;
   decltype(&cuOccupancyMaxActiveBlocksPerMultiprocessor) resident_blocks;

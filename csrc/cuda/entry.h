@@ -2,7 +2,8 @@
 #ifndef INT4KV_CUDA_ENTRY_H
 #define INT4KV_CUDA_ENTRY_H
 
-#define INT4KV_THREADGROUP(type, name, count) __shared__ alignas(16) type name[count]
+#define INT4KV_THREADGROUP(type, name, count) __shared__ alignas(128) type name[count]
+#define INT4KV_SELDOM __noinline__  // its code stays out of the loop, and of the way of the instruction cache
 #define INT4KV_FUNCTION_CONSTANT(name, index) constexpr uint name = function_constants[index]
 
 // A kernel is written when INT4KV_WANTS_<name> is defined, as a comma: the comma moves INT4KV_WRITE_ENTRY to the second place.
@@ -20,6 +21,12 @@
 
 // Blocks that a multiprocessor holds at once: with 16 simdgroups a lane has 128 registers. Of head_dim 256 the sums alone are 64.
 #define INT4KV_BLOCKS_attend_matrix_256 , 3
+
+inline void ask_for(const void* at) {
+  asm volatile("prefetch.global.L2 [%0];" : : "l"(at));
+}
+
+constexpr uint kMergeTogether = 8;  // memory is further away
 
 // x in registers, not computed again where it is used.
 template <typename T>
@@ -84,9 +91,19 @@ struct AnyPointer {
   }
 };
 
+// A kernel may be launched while the one before it still runs: it waits here until that one's results are there, and lets the next one
+// come as soon as it runs itself.
+inline void await_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" : : : "memory");
+  asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
+#endif
+}
+
 // The simdgroup's index comes from a shuffle: so the compiler knows it to be the same for a whole warp.
 template <typename Function, typename Buffers, typename P, int... i>
 inline void run(Function function, const Buffers& buffers, const P& p, Order<i...>) {
+  await_kernel_before();
   const uint lane = threadIdx.x % 32, simdgroup = __shfl_sync(~0u, threadIdx.x / 32, 0);
   if constexpr (Arguments<Function>::indices == 2) {
     function(AnyPointer{buffers.at[i]}..., p, PositionInGrid(), lane);

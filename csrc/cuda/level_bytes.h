@@ -81,7 +81,10 @@ inline uint lloyd_bytes(uint low, uint mirror, uint high, uint bits) {
 
 // Register i (0 or 1) of a word's eight bytes.
 inline uint level_bytes(CodeWord code, Coding coding, uint i) {
-  if (is_table(coding)) return lloyd_bytes(code.low >> (16 * i), mirrored(code.low) >> (16 * i), code.high >> (16 * i), coding.bits);
+  if (is_table(coding)) {
+    uint low = code.low >> (16 * i);
+    return lloyd_bytes(low, mirrored(low), code.high >> (16 * i), coding.bits);
+  }
   constexpr uint nibbles = 0x0f0f0f0fu;
   if (i == 0) return (code.low & nibbles) | ((code.high & nibbles) << 4);
   return ((code.low >> 4) & nibbles) | (code.high & ~nibbles);

@@ -23,16 +23,23 @@ void launch(const Pipeline& pipeline, const Dispatch& dispatch, CUstream stream)
   TORCH_CHECK(
       grid.y <= kMaxGridYZ && grid.z <= kMaxGridYZ, "int4kv: ", pipeline.name, " over ", grid.y, " blocks of 8 query rows of all KV heads and ",
       grid.z, " sequences; accepted on CUDA are ", kMaxGridYZ, " of either: attend in smaller chunks");
+  CUlaunchAttribute overlaps{};
+  overlaps.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+  overlaps.value.programmaticStreamSerializationAllowed = 1;
+  CUlaunchConfig config{};
+  config.gridDimX = grid.x, config.gridDimY = grid.y, config.gridDimZ = grid.z;
+  config.blockDimX = dispatch.kernel.simdgroups() * INT4KV_SIMD, config.blockDimY = config.blockDimZ = 1;
+  config.hStream = stream;
+  config.attrs = &overlaps;
+  config.numAttrs = pipeline.overlaps ? 1 : 0;
   const Driver& driver = Driver::shared();
-  const CUresult result = driver.launch(
-      pipeline.function, grid.x, grid.y, grid.z, dispatch.kernel.simdgroups() * INT4KV_SIMD, 1, 1, 0, stream, arguments, nullptr);
-  driver.check(result, "launching", pipeline.name.c_str());
+  driver.check(driver.launch(&config, pipeline.function, arguments, nullptr), "launching", pipeline.name.c_str());
 }
 
 } // namespace
 
 // attend_matrix is the faster one from two query rows on, on an H100.
-const PlanLimits kPlanLimits = {2, 128};
+const PlanLimits kPlanLimits = {2, 256};
 
 int64_t resident_threadgroups(const Kernel& kernel, const at::Tensor& on) {
   return Pipelines::of(on.device().index()).find(kernel).resident;

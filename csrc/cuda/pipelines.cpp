@@ -52,7 +52,7 @@ Pipelines& Pipelines::of(c10::DeviceIndex device) {
 
 const Pipeline& Pipelines::load(const Kernel& kernel, const std::string& cubin) {
   const Driver& driver = Driver::shared();
-  Pipeline made{kernel, kernel.name(), nullptr, 0};
+  Pipeline made{kernel, kernel.name(), nullptr, 0, capability_ >= 90};
   const std::string described = kernel.describe();
   CUmodule module;
   driver.check(driver.load_module(&module, cubin.data()), "loading", described.c_str());

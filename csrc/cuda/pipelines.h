@@ -26,7 +26,8 @@ struct Pipeline {
   Kernel kernel;
   std::string name;
   CUfunction function;
-  int resident;  // blocks of its threads that the whole device holds at once
+  int resident;   // blocks of its threads that the whole device holds at once
+  bool overlaps;  // may be launched while the kernel before it runs: entry.h waits for that one
 };
 
 class Pipelines {

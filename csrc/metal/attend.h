@@ -44,8 +44,9 @@ struct QueryRow {
 inline QueryRow query_row(constant Int4kvAttend& p, thread const Sequence& sequence, uint kv_head, uint index) {
   uint group = p.heads / p.kv_heads, rows = sequence.rows(p), held = min(index, rows - 1);
   QueryRow row;
-  row.query = sequence.first + held / group;
-  row.head = kv_head * group + held % group;
+  uint within = sequence.queries == 1 ? 0 : held / group;  // a division is dear
+  row.query = sequence.first + within;
+  row.head = kv_head * group + held - within * group;
   row.live = index < rows;
   return row;
 }

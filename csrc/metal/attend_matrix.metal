@@ -41,39 +41,39 @@ inline float reference_of(float maximum) {
 
 // x[e * N + i] = log2 of the weight of token i for column e, counted from the column's reference.
 template <int N>
-inline void relative_scores(
-    constant Int4kvAttend& p, thread const float* score, thread const Scales<N>& scales, thread const Columns& columns, thread float* x) {
-  for (int e = 0; e < kLaneColumns; e++) {
-    float reference = reference_of(columns.maximum[e]);
-    for (int i = 0; i < N; i++) x[e * N + i] = fma(score[e * N + i], scale_of(scales, i), -reference);
-  }
-  if (p.softcap == 0.0f) return;
-  for (int e = 0; e < kLaneColumns; e++) {
-    float reference = reference_of(columns.maximum[e]);
-    for (int i = 0; i < N; i++) x[e * N + i] = capped(p, score[e * N + i] * scale_of(scales, i)) - reference;
-  }
-}
+struct Relative {
+  float x[kLaneColumns * N];
+  Scales<N> v_scale;
+};
 
-inline bool sees_all(constant Int4kvAttend& p, thread const Columns& columns, int token, int count) {
-  bool all = p.has_mask == 0;
-  for (int e = 0; e < kLaneColumns; e++) all = all && token >= columns.from[e] && token + count <= columns.to[e];
-  return all;
-}
-
-// Of a token that no column of the lane sees the value's scale may be anything.
+// Where not every column sees every token, or scores are capped. Of a token that no column of the lane sees the value's scale may be
+// anything.
 template <int N>
-inline void hide_unseen(
-    constant Int4kvAttend& p, thread const Columns& columns, thread const Task& task, int token, thread float* x,
-    thread Scales<N>& v_scale) {
+INT4KV_SELDOM Relative<N> careful_scores(
+    constant Int4kvAttend& p, Relative<N> found, Columns columns, const device bool* mask, Place at, int tile) {
   for (int i = 0; i < N; i++) {
     bool any = false;
+    int token = tile + at.token(N / kTokensPerBlock, i);
     for (int e = 0; e < kLaneColumns; e++) {
-      bool seen = token + i >= columns.from[e] && token + i < columns.to[e] && mask_allows(p, task.mask, columns.mask[e], token + i);
-      if (!seen) x[e * N + i] = kUnseen;
+      bool seen = token >= columns.from[e] && token < columns.to[e] && mask_allows(p, mask, columns.mask[e], token);
+      found.x[e * N + i] = seen ? capped(p, found.x[e * N + i]) - reference_of(columns.maximum[e]) : kUnseen;
       any = any || seen;
     }
-    if (!any) set_scale(v_scale, i, 0.0f);
+    if (!any) set_scale(found.v_scale, i, 0.0f);
   }
+  return found;
+}
+
+// `whole`: every column sees every token, and scores are not capped.
+template <int N>
+inline void relative_scores(
+    constant Int4kvAttend& p, thread const float* score, thread const Scales<N>& k_scale, thread const Columns& columns,
+    thread const Task& task, int tile, bool whole, thread Relative<N>& found) {
+  for (int e = 0; e < kLaneColumns; e++) {
+    float reference = whole ? reference_of(columns.maximum[e]) : 0.0f;
+    for (int i = 0; i < N; i++) found.x[e * N + i] = fma(score[e * N + i], scale_of(k_scale, i), -reference);
+  }
+  if (!whole) found = careful_scores<N>(p, found, columns, task.mask, task.at, tile);
 }
 
 template <int N>
@@ -83,103 +83,117 @@ inline float largest(thread const float* x) {
   return found;
 }
 
-// Sets every column's reference to its maximum, where that is higher or the first; what has been summed up follows.
+// Sets every column's reference to its maximum, where that is higher or the first; what has been summed up follows, and so do the scores.
 template <int D, int N>
-inline void raise_references(
-    thread const float* x, thread const Scales<N>& v_scale, thread const Task& task, thread Columns& columns, thread Sums<D>& sums) {
+inline void raise_references(thread Relative<N>& found, thread const Task& task, thread Columns& columns, thread Sums<D>& sums) {
   float by[kLaneColumns];
   for (int e = 0; e < kLaneColumns; e++) {
-    float before = columns.maximum[e], top = column_max(largest<N>(x + e * N));
+    float before = columns.maximum[e], top = column_max(largest<N>(found.x + e * N));
     bool is_first = before == kFloor, raises = top > 0.5f * kUnseen && (is_first || top > 0.0f);
     float after = raises ? reference_of(before) + top : before;
     by[e] = fast::exp2(before - after);
     columns.maximum[e] = after;
     columns.sum[e] *= by[e];
+    for (int i = 0; i < N; i++) found.x[e * N + i] -= raises ? top : 0.0f;
   }
-  rescale<D, N>(sums, by, v_scale, task.at);
+  rescale<D, N>(sums, by, found.v_scale, task.at);
 }
 
-// Scores of a tile -> weights, in place: 2^(score - reference), 0 where not seen. `whole`: every column sees every token.
+// Scores of a tile -> weights, in place: 2^(score - reference), 0 where not seen.
 template <int D, int N>
 inline void softmax_tile(
-    constant Int4kvAttend& p, thread float* score, thread const Scales<N>& k_scale, thread Scales<N>& v_scale, int token, bool whole,
+    constant Int4kvAttend& p, thread float* score, thread const Scales<N>& k_scale, thread Scales<N>& v_scale, int tile, bool whole,
     thread const Task& task, thread Columns& columns, thread Sums<D>& sums) {
-  float x[kLaneColumns * N];
-  relative_scores<N>(p, score, k_scale, columns, x);
-  if (!whole) hide_unseen<N>(p, columns, task, token, x, v_scale);
-  bool outgrown = outgrows<D, N>(sums, v_scale);
-  for (int e = 0; e < kLaneColumns; e++) outgrown = outgrown || columns.maximum[e] == kFloor || largest<N>(x + e * N) > kHeadroom;
-  if (simd_any(outgrown)) {
-    raise_references<D, N>(x, v_scale, task, columns, sums);
-    relative_scores<N>(p, score, k_scale, columns, x);
-    if (!whole) hide_unseen<N>(p, columns, task, token, x, v_scale);
-  }
+  Relative<N> found;
+  found.v_scale = v_scale;
+  relative_scores<N>(p, score, k_scale, columns, task, tile, whole, found);
+  bool outgrown = outgrows<D, N>(sums, found.v_scale);
+  for (int e = 0; e < kLaneColumns; e++) outgrown = outgrown || columns.maximum[e] == kFloor || largest<N>(found.x + e * N) > kHeadroom;
+  if (simd_any(outgrown)) raise_references<D, N>(found, task, columns, sums);
+  v_scale = found.v_scale;
   for (int e = 0; e < kLaneColumns; e++) {
     for (int i = 0; i < N; i++) {
-      score[e * N + i] = fast::exp2(x[e * N + i]);
+      score[e * N + i] = fast::exp2(found.x[e * N + i]);
       columns.sum[e] += score[e * N + i];
     }
   }
 }
 
+// The tokens [from, to) that all columns of the simdgroup see, when scores need no other care.
+struct Common {
+  int from, to;
+
+  bool has(int token, int count) const thread {
+    return token >= from && token + count <= to;
+  }
+};
+
+inline Common common_of(constant Int4kvAttend& p, thread const Columns& columns) {
+  Common common = {columns.from[0], columns.to[0]};
+  for (int e = 1; e < kLaneColumns; e++) common = {max(common.from, columns.from[e]), min(common.to, columns.to[e])};
+  common.from = simd_max(common.from);
+  common.to = p.has_mask || p.softcap > 0.0f ? common.from : simd_min(common.to);
+  return common;
+}
+
 template <int D, int B>
 inline void read_codes(
-    constant Int4kvAttend& p, thread const Source& k, thread const Source& v, Pass pass, thread const Task& task,
-    thread const Queries<D>& queries, thread Columns& columns, thread Sums<D>& sums) {
+    constant Int4kvAttend& p, thread const Source& k, thread const Source& v, Pass pass, thread Tiles<D, B>& tiles,
+    thread const Task& task, thread const Queries<D>& queries, thread Columns& columns, thread Sums<D>& sums) {
   constexpr int N = B * kTokensPerBlock;
-  KeyWords<D, B> k_words;
-  bool together = simd_all(k.is_together(pass.first, 8 * B) && v.is_together(pass.first, 8 * B));
-  if (pass.first < pass.last) load_keys<D, B>(k, pass.first, pass.last, together, task.at, k_words);
-  request_tile<D, B>(v, pass.first + pass.stride, task.at);
+  Common common = common_of(p, columns);
   for (int tile = pass.first; tile < pass.last; tile += pass.stride) {
-    bool whole = simd_all(together && sees_all(p, columns, tile, 8 * B));
-    ValueWords<D, B> v_words;
     Scales<N> k_scale, v_scale;
     float score[kLaneColumns * N];
-    load_values<D, B>(v, tile, pass.last, together, task.at, v_words);
-    load_scales<D, B>(k, tile, pass.last, together, task.at, k_scale);
-    load_scales<D, B>(v, tile, pass.last, together, task.at, v_scale);
-    score_codes<D, B>(k_words, k.coding, queries, task.at, score);
-    together = simd_all(k.is_together(tile + pass.stride, 8 * B) && v.is_together(tile + pass.stride, 8 * B));
-    load_keys<D, B>(k, tile + pass.stride, pass.last, together, task.at, k_words);
-    request_tile<D, B>(k, tile + 2 * pass.stride, task.at);
-    request_tile<D, B>(v, tile + 2 * pass.stride, task.at);
-    softmax_tile<D, N>(p, score, k_scale, v_scale, tile + task.at.token(B), whole, task, columns, sums);
-    add_codes<D, B>(v_words, v.coding, score, v_scale, task.at, task.scratch, sums);
+    open_tile<D, B>(tiles, k, v, tile, pass.last, task.at, k_scale, v_scale);
+    score_codes<D, B>(tiles, k.coding, queries, task.at, score);
+    next_keys<D, B>(tiles, k, v, tile, pass.last, pass.stride, task.at);
+    softmax_tile<D, N>(p, score, k_scale, v_scale, tile, common.has(tile, 8 * B), task, columns, sums);
+    add_codes<D, B>(tiles, v.coding, score, v_scale, task.at, task.scratch, sums);
+    next_tile<D, B>(tiles, k, v, tile, pass.last, pass.stride, task.at);
   }
+  settle<D>(v.coding, sums);
 }
 
 template <int D>
 inline void read_plain(
     constant Int4kvAttend& p, thread const Source& k, thread const Source& v, Pass pass, thread const Task& task,
-    thread const Queries<D>& queries, const threadgroup float* rows, thread Columns& columns, thread Sums<D>& sums) {
+    thread const Queries<D>& queries, thread Columns& columns, thread Sums<D>& sums) {
   constexpr int N = kTokensPerBlock;
   for (int tile = pass.first; tile < pass.last; tile += pass.stride) {
     Scales<N> one, scale;
     float score[kLaneColumns * N];
     for (int i = 0; i < N; i++) set_scale(one, i, 1.0f), set_scale(scale, i, 1.0f);
-    score_plain<D>(k, tile, pass.last, queries, task.at, rows, score);
-    softmax_tile<D, N>(p, score, one, scale, tile + task.at.token(1), false, task, columns, sums);
+    score_plain<D>(k, tile, pass.last, queries, task.at, score);
+    softmax_tile<D, N>(p, score, one, scale, tile, false, task, columns, sums);
     add_plain<D>(v, tile, pass.last, score, task.at, task.scratch, sums);
   }
 }
 
-// Joins the simdgroups in turns into rows.
+// The pass over the first tokens, or over the newest ones.
+inline Pass plain_pass(thread const Sequence& sequence, Span first, Span last, Share share, bool newest, uint simdgroup) {
+  Pass pass;
+  pass.first = max(newest ? max(first.exact, sequence.recent_from) : first.lo, share.from) + int(simdgroup) * 8;
+  pass.last = min(newest ? last.hi : last.coded, share.to);
+  pass.stride = int(INT4KV_SIMDGROUPS) * 8;
+  return pass;
+}
+
+// Asks for the first rows of a pass; of fp16 ones for all channels.
 template <int D>
-inline void join_in_turns(
-    thread const Columns& columns, thread Sums<D>& sums, thread const Statistics& found, uint simdgroup, Place at,
-    threadgroup float* rows) {
+inline void ask_for_rows(Source rows, Pass pass, uint lane) {
+  int token = pass.first + int(lane / 4);
+  if (token < pass.last && 64 * (lane % 4) < D) ask_for(rows.row(token) + 128 * (lane % 4));
+}
+
+// Leaves the maxima and sums of this simdgroup where all will look for them.
+inline void leave_statistics(thread const Columns& columns, thread const Statistics& found, uint simdgroup, Place at) {
   for (int e = 0; e < kLaneColumns; e++) {
     float sum = column_sum(columns.sum[e]);
-    if (at.token(1) != 0) continue;
+    if (at.token(1, 0) != 0) continue;
     found.maxima[simdgroup * INT4KV_COLUMNS + at.column(e)] = columns.maximum[e];
     found.sums[simdgroup * INT4KV_COLUMNS + at.column(e)] = sum;
   }
-  for (uint turn = 0; turn < INT4KV_SIMDGROUPS; turn++) {
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (turn == simdgroup) join_sums<D>(sums, found, simdgroup, turn == 0, at, rows);
-  }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
 template <int D, int B>
@@ -195,13 +209,13 @@ template <int D, int B>
     uint3 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   INT4KV_THREADGROUP(float, rows, INT4KV_COLUMNS * (D + 12));
-  INT4KV_THREADGROUP(float, scratch, scratch_size<D>());
+  INT4KV_THREADGROUP(float, scratch, (scratch_size<D, B>()));
   INT4KV_THREADGROUP(float, maxima, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
   INT4KV_THREADGROUP(float, total, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
-  uint split = group.x, kv_head = group.y / p.blocks, block = group.y % p.blocks;
+  uint split = group.x, kv_head = p.blocks == 1 ? group.y : group.y / p.blocks, block = group.y - kv_head * p.blocks;
   Sequence sequence = sequence_of(p, {block_table, lengths, query_starts, rings, recent_starts}, group.z);
   if (paged && block * INT4KV_COLUMNS >= sequence.rows(p)) return;
-  Task task = {mask, place_of(lane), scratch + simdgroup * (scratch_size<D>() / INT4KV_SIMDGROUPS)};
+  Task task = {mask, place_of(lane), scratch_of<D, B>(scratch, simdgroup)};
   Span first = span_of(p, sequence, query_row(p, sequence, kv_head, block * INT4KV_COLUMNS).query);
   Span last = span_of(p, sequence, query_row(p, sequence, kv_head, block * INT4KV_COLUMNS + INT4KV_COLUMNS - 1).query), mine[kLaneColumns];
   Share share = share_of(p, sequence, first, last, split, 8 * B);
@@ -211,8 +225,11 @@ template <int D, int B>
   pass.stride = int(INT4KV_SIMDGROUPS) * 8 * B;
   Source k = code_source(p, p.k, coding_of(k_bits, codebook, lane), k_codes, k_scales, sequence, kv_head);
   Source v = code_source(p, p.v, coding_of(v_bits, codebook, lane), v_codes, v_scales, sequence, kv_head);
-  request_tile<D, B>(k, pass.first, task.at);
-  request_tile<D, B>(v, pass.first, task.at);
+  Tiles<D, B> tiles = first_tiles<D, B>(k, v, pass.first, pass.last, pass.stride, task.at, task.scratch);
+  if (p.k_rotation.kind != INT4KV_NO_ROTATION && 32 * lane < D) ask_for(k_rotation + 32 * lane);
+  Pass newest_pass = plain_pass(sequence, first, last, share, true, simdgroup);
+  ask_for_rows<D>(plain_source(p.k_recent, k_recent, sequence.ring, kv_head, sequence.recent_from), newest_pass, lane);
+  ask_for_rows<D>(plain_source(p.v_recent, v_recent, sequence.ring, kv_head, sequence.recent_from), newest_pass, lane);
 
   load_queries<INT4KV_COLUMNS / INT4KV_SIMDGROUPS>(
       p, q, k_rotation, sequence, kv_head, block, INT4KV_COLUMNS, D / INT4KV_UNIT, simdgroup, lane, row_layout<D>(), rows);
@@ -234,29 +251,28 @@ template <int D, int B>
     columns.from[e] = max(mine[e].coded, share.from);
     columns.to[e] = min(mine[e].exact, share.to);
   }
-  read_codes<D, B>(p, k, v, pass, task, queries, columns, sums);
+  read_codes<D, B>(p, k, v, pass, tiles, task, queries, columns, sums);
 
-  pass.stride = int(INT4KV_SIMDGROUPS) * 8;
   for (int newest = p.sinks > 0 ? 0 : 1; newest < 2; newest++) {
     uint held = newest ? sequence.ring : sequence.batch;
     int origin = newest ? sequence.recent_from : 0;
-    pass.first = max(newest ? max(first.exact, sequence.recent_from) : first.lo, share.from) + int(simdgroup) * 8;
-    pass.last = min(newest ? last.hi : last.coded, share.to);
+    pass = plain_pass(sequence, first, last, share, newest != 0, simdgroup);
     for (int e = 0; e < kLaneColumns; e++) {
       columns.from[e] = newest ? mine[e].exact : mine[e].lo;
       columns.to[e] = min(newest ? mine[e].hi : mine[e].coded, share.to);
     }
     k = plain_source(newest ? p.k_recent : p.k_sink, newest ? k_recent : k_sink, held, kv_head, origin);
     v = plain_source(newest ? p.v_recent : p.v_sink, newest ? v_recent : v_sink, held, kv_head, origin);
-    read_plain<D>(p, k, v, pass, task, queries, rows, columns, sums);
+    read_plain<D>(p, k, v, pass, task, queries, columns, sums);
   }
 
   Statistics found = {maxima, total, INT4KV_COLUMNS};
-  join_in_turns<D>(columns, sums, found, simdgroup, task.at, rows);
+  leave_statistics(columns, found, simdgroup, task.at);
+  join_simdgroups<D, B>(sums, found, simdgroup, task.at, scratch, rows);
   Output output = {v_rotation, v_centre, out, partial, statistics};
   write_rows(p, rows, found, sequence, kv_head, block, split, D / INT4KV_UNIT, simdgroup, lane, row_layout<D>(), output);
 }
 
-INT4KV_ENTRY(attend_matrix_64, INT4KV_SIMDGROUPS, attend_matrix<64, 4>)
-INT4KV_ENTRY(attend_matrix_128, INT4KV_SIMDGROUPS, attend_matrix<128, 4>)
-INT4KV_ENTRY(attend_matrix_256, INT4KV_SIMDGROUPS, attend_matrix<256, 2>)
+INT4KV_ENTRY(attend_matrix_64, INT4KV_SIMDGROUPS, attend_matrix<64, tile_blocks(64)>)
+INT4KV_ENTRY(attend_matrix_128, INT4KV_SIMDGROUPS, attend_matrix<128, tile_blocks(128)>)
+INT4KV_ENTRY(attend_matrix_256, INT4KV_SIMDGROUPS, attend_matrix<256, tile_blocks(256)>)

@@ -11,6 +11,15 @@
 // A number that a pipeline is compiled for.
 #define INT4KV_FUNCTION_CONSTANT(name, index) constant uint name [[function_constant(index)]]
 
+// A function that a loop calls seldom.
+#define INT4KV_SELDOM inline
+
+// Asks for the line of memory at an address ahead of its load, where there is a way to.
+inline void ask_for(const device void*) {}
+
+// Splits of a simdgroup of merge whose rows are on their way at once.
+constant constexpr uint kMergeTogether = 4;
+
 // x, computed once and kept.
 template <typename T>
 inline T kept(T x) {

@@ -3,8 +3,6 @@
 // Grid: rows = batch * heads * queries, the query fastest.
 #include "attend.h"
 
-constant constexpr uint kTogether = 4;  // splits of a simdgroup whose rows are on their way at once
-
 template <uint M>
 [[kernel]] void merge_splits(
     const device float* partial [[buffer(0)]], const device float2* statistics [[buffer(1)]],
@@ -15,15 +13,16 @@ template <uint M>
   INT4KV_THREADGROUP(float, rows, M * INT4KV_MAX_HEAD_DIM);
   INT4KV_THREADGROUP(float, sums, M);
   uint units = p.head_dim / INT4KV_UNIT;
+  if (p.v_rotation.kind != INT4KV_NO_ROTATION && lane < units) ask_for(v_rotation + INT4KV_UNIT * lane);
   const device float2* found = statistics + long(index) * p.splits;
   float maximum = kFloor, sum = 0.0f, x[kMaxUnits] = {};
   for (uint s = lane; s < p.splits; s += INT4KV_SIMD) maximum = max(maximum, found[s].x);
   maximum = simd_max(maximum);
-  for (uint s = simdgroup; s < p.splits; s += kTogether * M) {
-    float part[kTogether][kMaxUnits];
-    float2 statistic[kTogether];
+  for (uint s = simdgroup; s < p.splits; s += kMergeTogether * M) {
+    float part[kMergeTogether][kMaxUnits];
+    float2 statistic[kMergeTogether];
 #pragma unroll
-    for (uint i = 0; i < kTogether; i++) {
+    for (uint i = 0; i < kMergeTogether; i++) {
       uint held = min(s + i * M, p.splits - 1);
       statistic[i] = found[held];
       const device float* row = partial + (long(index) * p.splits + held) * p.head_dim + lane;
@@ -31,7 +30,7 @@ template <uint M>
       for (uint u = 0; u < kMaxUnits; u++) part[i][u] = u < units ? row[INT4KV_UNIT * u] : 0.0f;
     }
 #pragma unroll
-    for (uint i = 0; i < kTogether; i++) {
+    for (uint i = 0; i < kMergeTogether; i++) {
       float weight = s + i * M < p.splits ? fast::exp2(statistic[i].x - maximum) : 0.0f;
       sum = fma(weight, statistic[i].y, sum);
 #pragma unroll

@@ -31,19 +31,31 @@ inline void multiply_signs(thread float* x, const device float* signs, uint unit
   }
 }
 
+struct RowRegisters {
+  float x[kMaxUnits];
+};
+
 // y[c] = sum over j of matrix[c * row + j * column] * x[j]
-inline void multiply_matrix(thread float* x, const device float* matrix, uint row, uint column, uint units, uint lane) {
-  float y[kMaxUnits] = {};
+INT4KV_SELDOM RowRegisters
+times_matrix(RowRegisters row, const device float* matrix, uint row_step, uint column_step, uint units, uint lane) {
+  RowRegisters y = {};
   for (uint j = 0; j < kMaxUnits; j++) {
     for (ushort i = 0; j < units && i < INT4KV_UNIT; i++) {
-      float value = simd_shuffle(x[j], i);
-      const device float* from = matrix + (INT4KV_UNIT * j + i) * column;
+      float value = simd_shuffle(row.x[j], i);
+      const device float* from = matrix + (INT4KV_UNIT * j + i) * column_step;
       for (uint u = 0; u < kMaxUnits; u++) {
-        if (u < units) y[u] = y[u] + from[(INT4KV_UNIT * u + lane) * row] * value;
+        if (u < units) y.x[u] = y.x[u] + from[(INT4KV_UNIT * u + lane) * row_step] * value;
       }
     }
   }
-  for (uint u = 0; u < kMaxUnits; u++) x[u] = y[u];
+  return y;
+}
+
+inline void multiply_matrix(thread float* x, const device float* matrix, uint row_step, uint column_step, uint units, uint lane) {
+  RowRegisters row;
+  for (uint u = 0; u < kMaxUnits; u++) row.x[u] = x[u];
+  row = times_matrix(row, matrix, row_step, column_step, units, lane);
+  for (uint u = 0; u < kMaxUnits; u++) x[u] = row.x[u];
 }
 
 inline void rotate(thread float* x, constant Int4kvRotation& rotation, const device float* by, uint head, uint units, uint lane) {

@@ -17,6 +17,11 @@
 constant constexpr int kLaneColumns = 2;    // query rows whose scores a lane holds
 constant constexpr int kTokensPerBlock = 1;  // tokens whose scores a lane holds, for each of these rows
 
+// Blocks of 8 tokens of a tile.
+constexpr int tile_blocks(int head_dim) {
+  return head_dim < 256 ? 4 : 2;
+}
+
 // A lane's place in the fragments: it holds (row, column) and (row, column + 1).
 struct Place {
   uint lane, row, quarter;
@@ -24,9 +29,9 @@ struct Place {
   uint column(int e) const {
     return 2 * quarter + uint(e);
   }
-  // The first of the lane's tokens in a tile.
-  int token(int blocks) const {
-    return blocks * int(row);
+  // The token of a tile of so many blocks that score i of a column belongs to.
+  int token(int blocks, int i) const {
+    return blocks * int(row) + i;
   }
 };
 
@@ -42,10 +47,15 @@ inline RowLayout row_layout() {
 // Where a simdgroup transposes its weights: column c's of block b begin at c * stride + 8 b. Four floats keep the banks apart.
 constant constexpr uint kWeightStride = 8 * 4 + 4;
 
-// Threadgroup memory for that, in floats.
-template <int D>
+// Threadgroup memory for that, in floats, and the part of a simdgroup.
+template <int D, int B>
 constexpr uint scratch_size() {
   return INT4KV_SIMDGROUPS * INT4KV_COLUMNS * kWeightStride;
+}
+
+template <int D, int B>
+inline threadgroup float* scratch_of(threadgroup float* scratch, uint simdgroup) {
+  return scratch + simdgroup * INT4KV_COLUMNS * kWeightStride;
 }
 
 // The queries of a block as fragments, in threadgroup memory: the pair of lane l of fragment f in pairs[32 f + l].
@@ -86,17 +96,13 @@ template <int D, int B>
 struct TileWords {
   PlaneWords<D / 32> block[B];
 };
-template <int D, int B>
-using KeyWords = TileWords<D, B>;
-template <int D, int B>
-using ValueWords = TileWords<D, B>;
 
 // `together`: the tile's rows lie one after the other (Source::is_together); else tokens from `last` on repeat the one before it.
 template <int D, int B>
 inline void load_words_of(
     thread const Source& source, int tile, int last, bool together, Place at, thread TileWords<D, B>& words) {
   uint bits = source.coding.bits, first = at.quarter * (D / 32);
-  int token = tile + at.token(B);
+  int token = tile + at.token(B, 0);
   if (together) {
     const device uchar* row = source.row(token);
     for (int b = 0; b < B; b++) load_words<D / 32>(row + uint(b) * (D * bits / 8), bits, D, first, true, words.block[b]);
@@ -104,20 +110,6 @@ inline void load_words_of(
     for (int b = 0; b < B; b++) load_words<D / 32>(source.row(min(token + b, last - 1)), bits, D, first, true, words.block[b]);
   }
 }
-
-template <int D, int B>
-inline void load_keys(thread const Source& source, int tile, int last, bool together, Place at, thread TileWords<D, B>& words) {
-  load_words_of<D, B>(source, tile, last, together, at, words);
-}
-
-template <int D, int B>
-inline void load_values(thread const Source& source, int tile, int last, bool together, Place at, thread TileWords<D, B>& words) {
-  load_words_of<D, B>(source, tile, last, together, at, words);
-}
-
-// Asks for a tile ahead of its loads, where there is a way to.
-template <int D, int B>
-inline void request_tile(thread const Source&, int, Place) {}
 
 // Of a lane's N tokens of a tile.
 template <int N>
@@ -137,7 +129,7 @@ inline void set_scale(thread Scales<N>& scales, int i, float x) {
 
 template <int D, int B>
 inline void load_scales(thread const Source& source, int tile, int last, bool together, Place at, thread Scales<B>& scales) {
-  int token = tile + at.token(B);
+  int token = tile + at.token(B, 0);
   if (together && B == 4) {
     half4 four = *(const device half4*)(source.aligned_scale(token));
     for (int b = 0; b < B; b++) scales.of[b] = four[b];
@@ -149,15 +141,57 @@ inline void load_scales(thread const Source& source, int tile, int last, bool to
   }
 }
 
+// The tile at hand: its keys are asked for before the values of the one before it are used.
+template <int D, int B>
+struct Tiles {
+  TileWords<D, B> keys, values;
+  bool together;
+};
+
+template <int D, int B>
+inline void load_keys(thread Tiles<D, B>& tiles, thread const Source& k, thread const Source& v, int tile, int last, Place at) {
+  tiles.together = simd_all(k.is_together(tile, 8 * B) && v.is_together(tile, 8 * B));
+  load_words_of<D, B>(k, tile, last, tiles.together, at, tiles.keys);
+}
+
+// Asks for what is first needed of a pass, whose tiles are `stride` tokens apart.
+template <int D, int B>
+inline Tiles<D, B> first_tiles(
+    thread const Source& k, thread const Source& v, int first, int last, int stride, Place at, threadgroup float*) {
+  Tiles<D, B> tiles;
+  if (first < last) load_keys<D, B>(tiles, k, v, first, last, at);
+  return tiles;
+}
+
+// What else is needed of the tile at hand.
+template <int D, int B>
+inline void open_tile(
+    thread Tiles<D, B>& tiles, thread const Source& k, thread const Source& v, int tile, int last, Place at, thread Scales<B>& k_scale,
+    thread Scales<B>& v_scale) {
+  load_words_of<D, B>(v, tile, last, tiles.together, at, tiles.values);
+  load_scales<D, B>(k, tile, last, tiles.together, at, k_scale);
+  load_scales<D, B>(v, tile, last, tiles.together, at, v_scale);
+}
+
+// The keys of tile have been used: asks for the next.
+template <int D, int B>
+inline void next_keys(thread Tiles<D, B>& tiles, thread const Source& k, thread const Source& v, int tile, int last, int stride, Place at) {
+  load_keys<D, B>(tiles, k, v, tile + stride, last, at);
+}
+
+// So have the values.
+template <int D, int B>
+inline void next_tile(thread Tiles<D, B>&, thread const Source&, thread const Source&, int, int, int, Place) {}
+
 // score[e * B + b]: of column e and token b, before the scale of the token.
 template <int D, int B>
 inline void score_codes(
-    thread const TileWords<D, B>& words, Coding coding, thread const Queries<D>& queries, Place at, thread float* score) {
+    thread const Tiles<D, B>& tiles, Coding coding, thread const Queries<D>& queries, Place at, thread float* score) {
   Fragment sum[B];
   for (int b = 0; b < B; b++) sum[b] = fragment_of(0.0f, 0.0f);
   for (uint w = 0; w < D / 32; w++) {
     CodeWord code[B];
-    for (int b = 0; b < B; b++) code[b] = code_word<D / 32>(words.block[b], coding.bits, at.quarter * (D / 32), w);
+    for (int b = 0; b < B; b++) code[b] = code_word<D / 32>(tiles.keys.block[b], coding.bits, at.quarter * (D / 32), w);
     for (uint t = 0; t < kPairs; t++) {
       Fragment query = queries.at(kPairs * w + t, at.lane);
       for (int b = 0; b < B; b++) {
@@ -221,13 +255,13 @@ inline Fragment weight_fragment(const threadgroup float* weights, int b, Place a
 // O += P^T V, weight[e * B + b] being P of column e and token b. `weights`: this simdgroup's part of the scratch.
 template <int D, int B>
 inline void add_codes(
-    thread const TileWords<D, B>& words, Coding coding, thread const float* weight, thread const Scales<B>& scales, Place at,
+    thread const Tiles<D, B>& tiles, Coding coding, thread const float* weight, thread const Scales<B>& scales, Place at,
     threadgroup float* weights, thread Sums<D>& sums) {
   transpose_weights<B>(weight, scales, at, weights);
   for (int b = 0; b < B; b++) {
     Fragment column_weights = weight_fragment(weights, b, at);
     for (uint w = 0; w < D / 32; w++) {
-      CodeWord code = code_word<D / 32>(words.block[b], coding.bits, at.quarter * (D / 32), w);
+      CodeWord code = code_word<D / 32>(tiles.values.block[b], coding.bits, at.quarter * (D / 32), w);
       for (uint t = 0; t < kPairs; t++) {
         float2 level = level_pair(code, t, coding);
         Fragment value = fragment_of(level.x, level.y);
@@ -246,8 +280,7 @@ inline Fragment plain_fragment(thread const Source& source, const device uchar* 
 
 template <int D>
 inline void score_plain(
-    thread const Source& source, int tile, int last, thread const Queries<D>& queries, Place at, const threadgroup float*,
-    thread float* score) {
+    thread const Source& source, int tile, int last, thread const Queries<D>& queries, Place at, thread float* score) {
   const device uchar* row = source.row(min(tile + int(at.row), last - 1));
   Fragment sum = fragment_of(0.0f, 0.0f);
   for (uint w = 0; w < D / 32; w++) {
@@ -285,6 +318,10 @@ inline void add_plain(
   }
 }
 
+// All codes have been added: there is nothing to do in fp32.
+template <int D>
+inline void settle(Coding, thread Sums<D>&) {}
+
 // The simdgroup's sums into rows, or onto those that are there, weighed as `found` says.
 template <int D>
 inline void join_sums(
@@ -298,6 +335,17 @@ inline void join_sums(
       *to = first ? part : *to + part;
     }
   }
+}
+
+// Joins the simdgroups in turns into rows.
+template <int D, int B>
+inline void join_simdgroups(
+    thread Sums<D>& sums, thread const Statistics& found, uint simdgroup, Place at, threadgroup float*, threadgroup float* rows) {
+  for (uint turn = 0; turn < INT4KV_SIMDGROUPS; turn++) {
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (turn == simdgroup) join_sums<D>(sums, found, simdgroup, turn == 0, at, rows);
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
 #endif

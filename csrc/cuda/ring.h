@@ -1,0 +1,244 @@
+// Tiles on their way: every simdgroup has a ring of tiles in shared memory, which asynchronous copies fill ahead of it.
+//
+// A row of codes lies in the ring as in memory, but the 16-byte pieces of a line of 128 bytes are permuted by the number of the line:
+// what eight lanes read at once, of one row or of eight, is then on different banks.
+#ifndef INT4KV_CUDA_RING_H
+#define INT4KV_CUDA_RING_H
+
+#include "queries.h"
+
+constexpr uint row_bytes(int head_dim, uint bits) {
+  return uint(head_dim) * bits / 8;
+}
+
+constexpr bool is_permuted(uint bytes) {
+  return bytes >= 32 && (bytes & (bytes - 1)) == 0;
+}
+
+constexpr uint ring_stride(uint bytes) {
+  return (bytes + 15) / 16 * 16;
+}
+
+// Where byte x of a tile lies.
+constexpr uint permuted(uint bytes, uint x) {
+  return is_permuted(bytes) ? x ^ (x >> 3 & 0x70) : x;
+}
+
+// The same of x = lane + fixed, which have no bit in common, from permuted(bytes, lane), which stays in a register.
+inline uint ring_offset(uint bytes, uint lane, uint fixed) {
+  return is_permuted(bytes) ? (lane ^ (permuted(bytes, fixed) & 0x7f)) + (fixed & ~0x7fu) : lane + fixed;
+}
+
+// Computed once, not again where it is used.
+inline uint in_register(uint x) {
+  asm("" : "+r"(x));
+  return x;
+}
+
+// Blocks of 8 tokens of a tile. Of head_dim 64 twice as many are a tenth faster for 16 sequences of 131072 keys, and slower for one of 1024.
+constexpr int tile_blocks(int head_dim) {
+  return head_dim < 256 ? 4 : 2;
+}
+
+constexpr uint kSharedBytes = 48 * 1024;
+constexpr uint kMostStages = 4;
+
+// Where the parts of a simdgroup's ring begin, in bytes.
+template <int D, int B>
+struct Ring {
+  static constexpr uint keys = 8 * B * ring_stride(row_bytes(D, k_bits));
+  static constexpr uint values = 8 * B * ring_stride(row_bytes(D, v_bits));
+  static constexpr uint scales = 8 * B * sizeof(half);
+  static constexpr uint stage = keys + values + 2 * scales;
+  static constexpr uint joined = INT4KV_COLUMNS * (D + 4) * sizeof(float);  // what join_simdgroups needs of the same memory
+  static constexpr uint others = INT4KV_COLUMNS * (D + 12) * sizeof(float) + 16 * D + 512;
+  static constexpr uint room = (kSharedBytes - others) / INT4KV_SIMDGROUPS / stage;
+  static constexpr uint stages = room < kMostStages ? room : kMostStages;
+  static constexpr uint bytes = ((stages * stage > joined ? stages * stage : joined) + 127) / 128 * 128;
+  static_assert(stages > 0, "a tile of each simdgroup fits shared memory");
+};
+
+// Threadgroup memory, in floats: Q, and a ring for each simdgroup.
+template <int D, int B>
+constexpr uint scratch_size() {
+  return 4 * D + INT4KV_SIMDGROUPS * Ring<D, B>::bytes / 4;
+}
+
+template <int D, int B>
+inline threadgroup float* scratch_of(threadgroup float* scratch, uint simdgroup) {
+  return scratch + 4 * D + simdgroup * (Ring<D, B>::bytes / 4);
+}
+
+inline uint shared_address(const void* x) {
+  return uint(__cvta_generic_to_shared(x));
+}
+
+template <uint bytes>
+inline void copy_piece(uint to, const uchar* from) {
+  if (bytes == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(to), "l"(from) : "memory");
+  else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" : : "r"(to), "l"(from), "n"(bytes) : "memory");
+}
+
+inline void end_group() {
+  asm volatile("cp.async.commit_group;" : : : "memory");
+}
+
+// Waits until all but the newest `left` groups are there, for every lane.
+template <uint left>
+inline void await_groups() {
+  asm volatile("cp.async.wait_group %0;" : : "n"(left) : "memory");
+  __syncwarp();
+}
+
+constexpr uint piece_bytes(int head_dim, uint bits) {
+  return row_bytes(head_dim, bits) % 16 == 0 ? 16 : 8;
+}
+
+// A tile's rows that lie together, `from` being the lane's first piece.
+template <int D, int B, uint bits>
+inline void copy_rows(const uchar* from, Place at, uint to, uint lane_offset) {
+  constexpr uint row = row_bytes(D, bits), piece = piece_bytes(D, bits), pieces = 8 * B * row / piece;
+#pragma unroll
+  for (uint i = 0; i < pieces; i += INT4KV_SIMD) {
+    uint n = i + at.lane, offset = is_permuted(row) ? ring_offset(row, lane_offset, i * piece) : n * piece / row * ring_stride(row) + n * piece % row;
+    if (pieces % INT4KV_SIMD == 0 || n < pieces) copy_piece<piece>(to + offset, from + i * piece);
+  }
+}
+
+// Rows wherever they are; tokens from `last` on repeat the one before it.
+template <int D, int B, uint bits>
+__noinline__ void copy_scattered_rows(Source source, int tile, int last, uint lane, uint to) {
+  constexpr uint row = row_bytes(D, bits), piece = piece_bytes(D, bits), per_row = row / piece;
+#pragma unroll 1
+  for (uint n = lane; n < 8 * B * per_row; n += INT4KV_SIMD) {
+    const uchar* from = source.row(min(tile + int(n / per_row), last - 1)) + n % per_row * piece;
+    copy_piece<piece>(to + permuted(row, n / per_row * ring_stride(row) + n % per_row * piece), from);
+  }
+}
+
+template <int B>
+__noinline__ void copy_scattered_scales(Source source, int tile, int last, uint lane, uint to) {
+  for (uint n = lane; n < 8 * B; n += INT4KV_SIMD) {
+    half scale = half(source.scale(min(tile + int(n), last - 1), 0));
+    asm volatile("st.shared.b16 [%0], %1;" : : "r"(to + 2 * n), "h"(scale.bits) : "memory");
+  }
+}
+
+// Tokens up to `end` lie together in memory: the places that token 0 would have, of the lane's pieces.
+struct Run {
+  const uchar *k, *v;
+  const half* scales;
+  int end;
+};
+
+// The run that a tile begins; none when it does not lie together itself.
+template <int D, int B>
+__noinline__ Run find_run(Source k, Source v, int tile, Place at) {
+  constexpr uint pieces = Ring<D, B>::scales / 16;
+  if (!k.is_together(tile, 8 * B) || !v.is_together(tile, 8 * B)) return {nullptr, nullptr, nullptr, tile};
+  constexpr uint k_row = row_bytes(D, k_bits), v_row = row_bytes(D, v_bits);
+  Run run;
+  run.k = k.aligned_row(tile, k_row) - long(tile) * k_row + at.lane * piece_bytes(D, k_bits);
+  run.v = v.aligned_row(tile, v_row) - long(tile) * v_row + at.lane * piece_bytes(D, v_bits);
+  run.scales = (at.lane < pieces ? k.aligned_scale(tile) : v.aligned_scale(tile) - 8 * pieces) + 8 * at.lane - tile;
+  run.end = tile + int(min(k.capacity - k.slot(tile), v.capacity - v.slot(tile)));
+  return run;
+}
+
+// The ring of a simdgroup, at the stage of the tile at hand, and the lane's place in its parts.
+template <int D, int B>
+struct Tiles {
+  const threadgroup uchar* stage;
+  uint number, copied, key, value;
+  Run run;
+
+  const threadgroup uchar* values() const {
+    return stage + Ring<D, B>::keys;
+  }
+  const threadgroup uchar* scales() const {
+    return stage + Ring<D, B>::keys + Ring<D, B>::values;
+  }
+};
+
+// Asks for a tile, as one group of copies, which is empty from `last` on.
+template <int D, int B>
+inline void request_tile(Tiles<D, B>& tiles, const threadgroup uchar* stage, const Source& k, const Source& v, int tile, int last, Place at) {
+  uint to = shared_address(stage), values = to + Ring<D, B>::keys, scales = values + Ring<D, B>::values;
+  if (tile < last) {
+    if (tile + 8 * B > tiles.run.end) tiles.run = find_run<D, B>(k, v, tile, at);
+    if (tile + 8 * B <= tiles.run.end) {
+      copy_rows<D, B, k_bits>(tiles.run.k + long(tile) * row_bytes(D, k_bits), at, to, tiles.copied);
+      copy_rows<D, B, v_bits>(tiles.run.v + long(tile) * row_bytes(D, v_bits), at, values, tiles.copied);
+      if (at.lane < Ring<D, B>::scales / 8) copy_piece<16>(scales + 16 * at.lane, (const uchar*)(tiles.run.scales + tile));
+    } else {
+      copy_scattered_rows<D, B, k_bits>(k, tile, last, at.lane, to);
+      copy_scattered_rows<D, B, v_bits>(v, tile, last, at.lane, values);
+      copy_scattered_scales<B>(k, tile, last, at.lane, scales);
+      copy_scattered_scales<B>(v, tile, last, at.lane, scales + Ring<D, B>::scales);
+    }
+  }
+  end_group();
+}
+
+// Asks for the first tiles of a pass, `stride` tokens apart.
+template <int D, int B>
+inline Tiles<D, B> first_tiles(const Source& k, const Source& v, int first, int last, int stride, Place at, threadgroup float* scratch) {
+  constexpr uint k_row = row_bytes(D, k_bits), v_row = row_bytes(D, v_bits);
+  Tiles<D, B> tiles = {(const threadgroup uchar*)scratch, 0};
+  tiles.copied = in_register(permuted(128, 16 * at.lane));
+  tiles.key = in_register(permuted(k_row, at.column_ * ring_stride(k_row) + at.quarter * (D / 8)));
+  tiles.value = in_register(permuted(v_row, D == 64 ? (at.lane / 16 * 8 + at.lane % 8) * ring_stride(v_row) + at.lane / 8 % 2 * 16
+                                                    : at.lane % 8 * ring_stride(v_row) + at.lane / 8 * 16));
+  tiles.run.end = first;
+#pragma unroll 1
+  for (uint s = 0; s < Ring<D, B>::stages; s++) {
+    request_tile<D, B>(tiles, tiles.stage + s * Ring<D, B>::stage, k, v, first + int(s) * stride, last, at);
+  }
+  return tiles;
+}
+
+// Of a lane's N tokens of a tile, in pairs as they were loaded: taken apart where they are used.
+template <int N>
+struct Scales {
+  half2 pair[N / 2];
+};
+
+template <int N>
+inline float scale_of(const Scales<N>& scales, int i) {
+  half2 pair = scales.pair[i / 2];
+  return float(i % 2 ? pair.y : pair.x);
+}
+
+template <int N>
+inline void set_scale(Scales<N>& scales, int i, float x) {
+  half2& pair = scales.pair[i / 2];
+  pair = i % 2 ? half2(pair.x, half(x)) : half2(half(x), pair.y);
+}
+
+// Waits for the tile at hand.
+template <int D, int B>
+inline void open_tile(
+    Tiles<D, B>& tiles, const Source&, const Source&, int, int, Place at, Scales<2 * B>& k_scale, Scales<2 * B>& v_scale) {
+  await_groups<Ring<D, B>::stages - 1>();
+  const half2* from = (const half2*)tiles.scales() + at.quarter;
+#pragma unroll
+  for (int b = 0; b < B; b++) {
+    k_scale.pair[b] = from[4 * b];
+    v_scale.pair[b] = from[4 * B + 4 * b];
+  }
+}
+
+template <int D, int B>
+inline void next_keys(Tiles<D, B>&, const Source&, const Source&, int, int, int, Place) {}
+
+// The tile at hand has been used: asks for the one that comes to its place, and goes on to the next.
+template <int D, int B>
+inline void next_tile(Tiles<D, B>& tiles, const Source& k, const Source& v, int tile, int last, int stride, Place at) {
+  __syncwarp();
+  request_tile<D, B>(tiles, tiles.stage, k, v, tile + int(Ring<D, B>::stages) * stride, last, at);
+  bool wraps = ++tiles.number == Ring<D, B>::stages;
+  tiles.stage += wraps ? -int((Ring<D, B>::stages - 1) * Ring<D, B>::stage) : int(Ring<D, B>::stage);
+  if (wraps) tiles.number = 0;
+}
+
+#endif

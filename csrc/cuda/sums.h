@@ -1,0 +1,92 @@
+// What a simdgroup sums up: O^T, head_dim by 8 columns, as the accumulators of
+//
+//   O^T (16 channels x 8 columns) += V^T (16 channels x 16 tokens) * P^T (16 tokens x 8 columns)
+//
+// of product 2 u + h: lane 4 g + j has channel 32 u + 2 g + h (elements 0 and 1) and the one 16 further (2 and 3), columns 2 j and 2 j + 1.
+#ifndef INT4KV_CUDA_SUMS_H
+#define INT4KV_CUDA_SUMS_H
+
+#include "ring.h"
+
+// While codes are added, o is in units of unit * 2^-24 and has an offset, which values.h explains. A unit is a power of two that keeps
+// V's scales within fp16 however large or small the values are.
+template <int D>
+struct Sums {
+  float o[D / 16][4], offset[4];
+  float unit, inverse;
+};
+
+template <int D>
+inline void clear(Sums<D>& sums) {
+  sums.unit = sums.inverse = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    sums.offset[i] = 0.0f;
+#pragma unroll
+    for (int f = 0; f < D / 16; f++) sums.o[f][i] = 0.0f;
+  }
+}
+
+constant constexpr float kLeastUnit = 1.0f / 32768.0f;  // its inverse is an fp16 number
+
+template <int N>
+inline float largest_scale(const Scales<N>& scale) {
+  half2 found = scale.pair[0];
+#pragma unroll
+  for (int i = 1; i < N / 2; i++) found = largest_pair(found, scale.pair[i]);
+  return max(float(found.x), float(found.y));
+}
+
+// Whether a scale is too large for the sums' unit.
+template <int D, int N>
+inline bool outgrows(const Sums<D>& sums, const Scales<N>& scale) {
+  return largest_scale<N>(scale) > sums.unit;
+}
+
+// The sums of the column times by[0], and their unit as large as the scales.
+template <int D, int N>
+inline void rescale(Sums<D>& sums, const float* by, const Scales<N>& scale, Place at) {
+  float found = max(simd_max(largest_scale<N>(scale)), kLeastUnit);
+  float unit = max(sums.unit, as_type<float>((as_type<uint>(found) & INT4KV_FP32_INF_BITS) + 0x00800000u));
+  sums.inverse = as_type<float>(0x7f000000u - as_type<uint>(unit));
+  float shrink = sums.unit * sums.inverse;
+  sums.unit = unit;
+  float factor[2] = {simd_shuffle(by[0], ushort(8 * at.quarter)) * shrink, simd_shuffle(by[0], ushort(8 * at.quarter + 4)) * shrink};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    sums.offset[i] *= factor[i % 2];
+#pragma unroll
+    for (int f = 0; f < D / 16; f++) sums.o[f][i] *= factor[i % 2];
+  }
+}
+
+// Joins the simdgroups: each leaves its sums in its scratch, and adds up all of them for the rows that it will write.
+template <int D, int B>
+inline void join_simdgroups(
+    const Sums<D>& sums, const Statistics& found, uint simdgroup, Place at, threadgroup float* scratch, threadgroup float* rows) {
+  constexpr uint stride = D + 4;
+  asm volatile("cp.async.wait_all;" : : : "memory");
+  __syncwarp();
+  threadgroup float* own = scratch_of<D, B>(scratch, simdgroup);
+#pragma unroll
+  for (uint e = 0; e < 2; e++) {
+#pragma unroll
+    for (uint i = 0; i < D / 16; i++) {
+      float2* to = (float2*)(own + (2 * at.quarter + e) * stride + 32 * (i / 2) + 16 * (i % 2) + 2 * at.column_);
+      *to = float2(sums.o[i / 2 * 2][2 * (i % 2) + e] * sums.unit, sums.o[i / 2 * 2 + 1][2 * (i % 2) + e] * sums.unit);
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  for (uint n = simdgroup; n < INT4KV_COLUMNS; n += INT4KV_SIMDGROUPS) {
+    float maximum = found.maximum(n), weight[INT4KV_SIMDGROUPS];
+    for (uint s = 0; s < INT4KV_SIMDGROUPS; s++) weight[s] = fast::exp2(found.maxima[s * INT4KV_COLUMNS + n] - maximum);
+    for (uint c = at.lane; c < D; c += INT4KV_SIMD) {
+      float joined = 0.0f;
+      for (uint s = 0; s < INT4KV_SIMDGROUPS; s++) joined = fma(weight[s], scratch_of<D, B>(scratch, s)[n * stride + c], joined);
+      rows[row_index(row_layout<D>(), n, c)] = joined;
+    }
+  }
+  simdgroup_barrier(mem_flags::mem_threadgroup);
+}
+
+#endif
