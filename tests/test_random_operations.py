@@ -1,6 +1,7 @@
 """Thousands of seeded operations on paged and contiguous caches against a plain list of rows: no mismatch, no page leaked."""
 
 import copy
+import json
 import random
 
 import pytest
@@ -13,6 +14,8 @@ from int4kv import reference
 from int4kv.attention import attend_chunk
 from int4kv.config import ROLLBACK
 from int4kv.layer import Int4Layer
+from int4kv.saved import container
+from int4kv.saved.layers import describe, restore
 
 HEADS, HEAD_DIM, WINDOW, RECENT = 1, 32, 20, 6
 MODEL = Gemma3TextConfig(num_hidden_layers=2, layer_types=["full_attention", "sliding_attention"], num_attention_heads=2, hidden_size=64,
@@ -96,6 +99,16 @@ class Caches:
         self.paged.batch_select_indices(torch.tensor(chosen))
         self.rows = [copy.deepcopy(self.rows[i]) if i in chosen[:place] else self.rows[i] for place, i in enumerate(chosen)]
 
+    def save_and_load(self, place, file):
+        """The contiguous layers of a row go on as what a file gave back."""
+        layers, plain = self.rows[place]
+        for i, layer in enumerate(layers):
+            numbers, tensors = describe(layer)
+            container.write(file, json.dumps(numbers), tensors)
+            text, tensors = container.read(file)
+            layers[i] = Int4Layer(CONFIG, sliding_window=layer.sliding_window)
+            restore(layers[i], json.loads(text), tensors, DEVICE)
+
     def check(self):
         assert self.paged.lengths == self.lengths() == [layers[0].length for layers, _ in self.rows]
 
@@ -134,13 +147,18 @@ def free(choose, caches):
 
 @torch.no_grad()
 @pytest.mark.timeout(600)
-def test_random_operations_agree_and_leak_nothing():
+def test_random_operations_agree_and_leak_nothing(tmp_path):
+    def save_and_load(choose, caches):
+        place = choose.randrange(len(caches.rows))
+        if caches.lengths()[place]:
+            caches.save_and_load(place, tmp_path / "row.safetensors")
+
     choose = random.Random(6)
     pool = int4kv.PagePool(MODEL, CONFIG, pages=3 * MOST_ROWS * (LONGEST // 8 + 2), sequences=3 * MOST_ROWS, page_size=8, device=DEVICE)
     held = [Caches(pool, Vocabulary(on_cpu(pool.layers[0].sides[0].rotation.write))) for _ in range(3)]
     for _ in range(OPERATIONS):
         caches = choose.choice(held)
-        operation = choose.choices([append, crop, fork, reorder, free], [10, 3, 1, 2, 2])[0]
+        operation = choose.choices([append, crop, fork, reorder, free, save_and_load], [10, 3, 1, 2, 2, 1])[0]
         if caches.rows or operation is append:
             operation(choose, caches)
             caches.check()
