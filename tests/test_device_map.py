@@ -3,13 +3,14 @@
 import pytest
 import torch
 from accelerate import dispatch_model
-from devices import DEVICE, TOLERANCE
+from devices import DEVICE
 from tiny_models import MAKERS, random_ids
 
 import int4kv
 
 pytestmark = pytest.mark.gpu_only  # beside the CPU
 NEW = 24
+ON_THE_CPU = 1e-3  # the CPU's attention takes 16-bit integers, 5e-4 a layer, and what it moves may round to another code further up
 
 
 def halves(model) -> dict:
@@ -67,4 +68,5 @@ def test_a_calibration_follows_its_layer(spread):
     config = int4kv.calibrate(alone, random_ids(1, 200), rotation="balanced").with_overrides(prefill="packed")
     with torch.no_grad():
         found, expected = (int4kv.patch(model, config)(random_ids(1, 60).to(model.device)).logits.cpu() for model in spread)
-    assert torch.allclose(found, expected, rtol=0, atol=TOLERANCE[torch.float32] * expected.abs().max())
+    error = ((found - expected).abs().max() / expected.abs().max()).item()
+    assert error < ON_THE_CPU, error
