@@ -5,7 +5,7 @@
 //    attend_appended                |=================|     reads all up to `length`; nothing newer than a query, nothing outside its window
 //
 // `length` lies on the CPU: reading it waits for nothing. Both hand over to the ops of the device where the codes are.
-#include "ops.h"
+#include "signatures.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
@@ -19,14 +19,6 @@ namespace int4kv {
 namespace {
 
 using c10::SymInt;
-
-using QuantizeKV = void(
-    const at::Tensor&, const at::Tensor&, at::Tensor&, at::Tensor&, at::Tensor&, at::Tensor&, SymInt, const OptionalTensor&,
-    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, std::string_view);
-using Attend = at::Tensor(
-    const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, SymInt, SymInt, double,
-    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, SymInt, SymInt,
-    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, bool, SymInt, double, std::string_view);
 
 template <typename Signature>
 c10::TypedOperatorHandle<Signature> op(const char* name) {
@@ -44,7 +36,7 @@ void append_kv(
     at::Tensor& length, int64_t max_cache_len, const OptionalTensor& k_centre, const OptionalTensor& v_centre,
     const OptionalTensor& k_rotation, const OptionalTensor& v_rotation, const OptionalTensor& k_recent, const OptionalTensor& v_recent,
     std::string_view codebook) {
-  static const auto quantize_kv = op<QuantizeKV>("int4kv::quantize_kv");
+  static const auto quantize_kv = op<QuantizeKv>("int4kv::quantize_kv");
   check_length(length);
   const int64_t begin = length.item<int64_t>(), end = begin + (k.dim() == 4 ? k.size(2) : 0);
   TORCH_CHECK_VALUE(end <= max_cache_len, "max_cache_len is ", max_cache_len, "; this chunk would make the sequence ", end, " tokens long");

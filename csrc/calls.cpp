@@ -16,7 +16,7 @@
 #include <tuple>
 #include <utility>
 
-#include "ops.h"
+#include "signatures.h"
 
 namespace int4kv {
 namespace {
@@ -176,17 +176,6 @@ class Call<R(A...)> {
   std::array<Argument, kCount> arguments_;
   size_t positional_ = 0;
 };
-
-using Tensor = const at::Tensor&;
-using Written = at::Tensor&;
-using Optional = const OptionalTensor&;
-
-using Attend = at::Tensor(
-    Tensor, Tensor, Tensor, Tensor, Tensor, SymInt, SymInt, double, Optional, Optional, Optional, Optional, Optional, SymInt, SymInt,
-    Optional, Optional, Optional, bool, SymInt, double, std::string_view);
-using QuantizeKv = void(
-    Tensor, Tensor, Written, Written, Written, Written, SymInt, Optional, Optional, Optional, Optional, Optional, Optional,
-    std::string_view);
 
 PyObject* attend(PyObject*, PyObject* const* given, Py_ssize_t positional, PyObject* names) {
   HANDLE_TH_ERRORS

@@ -86,10 +86,8 @@ def _as_bool(mask, keys):
 def _plain(module, query, key, value, attention_mask, dropout, scaling, softcap, **kwargs):
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-    keys = key.shape[2]  # SDPA has no softcap; the op reads plain rows too
-    none = key.new_empty(*key.shape[:3], 0, dtype=torch.float16)
-    out = ops.attend(query, key, none, value, none, 0, keys, scaling, softcap=softcap, mask=_as_bool(attention_mask, keys),
-                     causal=attention_mask is None)
+    out = ops.attend_plain(query, key, value, scaling, softcap=softcap, mask=_as_bool(attention_mask, key.shape[2]),
+                           causal=attention_mask is None)
     return out.transpose(1, 2), None
 
 

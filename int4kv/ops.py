@@ -92,3 +92,9 @@ def _quantize_kv_in_graph(*args, **options):
 @torch.compiler.substitute_in_graph(attend, skip_signature_check=True)
 def _attend_in_graph(*args, **options):
     return torch.ops.int4kv.attend(*args, **options)
+
+
+def attend_plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, **options) -> torch.Tensor:
+    """attend over keys and values that are not packed, [batch, num_key_value_heads, tokens, head_dim]: with a softcap, which SDPA has not."""
+    none = k.new_empty(*k.shape[:3], 0, dtype=torch.float16)
+    return attend(q, k, none, v, none, 0, k.shape[2], scale, **options)

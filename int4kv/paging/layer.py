@@ -123,9 +123,8 @@ def exact_attention(q, k, v, scaling, softcap, window) -> torch.Tensor:
     """Causal attention of a sequence's first tokens, [tokens, heads, head_dim] each, over themselves."""
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     tokens = q.shape[2]
-    if softcap:  # SDPA has none; the op reads plain rows too
-        none = k.new_empty(*k.shape[:3], 0, dtype=torch.float16)
-        out = ops.attend(q, k, none, v, none, 0, tokens, scaling, softcap=softcap, window=window)
+    if softcap:
+        out = ops.attend_plain(q, k, v, scaling, softcap=softcap, window=window)
     else:
         seen = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril().triu(1 - window) if 0 < window < tokens else None
         out = scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=scaling, enable_gqa=True)
