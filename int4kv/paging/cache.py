@@ -83,6 +83,13 @@ class Int4PagedCache(Cache):
         windows = pool.signature[2]
         super().__init__(layers=[PagedCacheLayer(self, i, window) for i, window in enumerate(windows)])
 
+    @classmethod
+    def of(cls, pool: PagePool, sequences: list[Sequence]) -> "Int4PagedCache":
+        """A cache of these sequences of the pool, which are its own from now on."""
+        cache = cls(pool)
+        cache.sequences, cache.columns = sequences, max((sequence.length for sequence in sequences), default=0)
+        return cache
+
     # ---- writing -------------------------------------------------------------------------------------------------
 
     def note_padding(self, attention_mask: torch.Tensor | None) -> None:
@@ -198,6 +205,11 @@ class Int4PagedCache(Cache):
 
     def activate_past_recording(self) -> None:
         """Pages keep what a crop within the rollback needs."""
+
+    @property
+    def is_between_chunks(self) -> bool:
+        """Whether every layer has stored the newest chunk."""
+        return self._next_layer == 0
 
     @property
     def lengths(self) -> list[int]:

@@ -110,12 +110,25 @@ class PagePool:
         tables = [group.share(table) for group, table in zip(self.groups, sequence.tables)]
         return Sequence(tables, ring, sequence.length, sequence.recent_start)
 
+    def place(self, length: int, held_from: list[int], recent_start: int) -> Sequence:
+        """A sequence of `length` tokens whose rows the caller puts into its pages, per group from token held_from[group] on, and its ring.
+
+        OutOfRings or OutOfPages, with nothing changed, when there is no room.
+        """
+        self.rings.check_room(1)
+        plans = [group.plan(Table(), 0, length, first) for group, first in zip(self.groups, held_from)]
+        for group, plan in zip(self.groups, plans):
+            group.check_room([plan])
+        for group, plan in zip(self.groups, plans):
+            group.carry_out(plan)
+        return Sequence([plan.table for plan in plans], self.rings.take(), length, recent_start)
+
     def crop(self, sequence: Sequence, length: int) -> None:
         """Keep the first `length` tokens. ValueError where sliding layers have forgotten what the rest would see."""
         self.check_crop(sequence, length)
         for group, table in zip(self.groups, sequence.tables):
             group.crop(table, length)
-        sequence.recent_start = min(self._recent_start(sequence), length)
+        sequence.recent_start = min(self.recent_start(sequence), length)
         sequence.length = length
 
     def check_crop(self, sequence: Sequence, length: int) -> None:
@@ -134,7 +147,8 @@ class PagePool:
         self.rings.release(sequence.ring)
         sequence.freed = True
 
-    def _recent_start(self, sequence):
+    def recent_start(self, sequence: Sequence) -> int:
+        """The first token whose exact row is in its ring."""
         return max(sequence.recent_start, sequence.length - self.rings.rows)
 
     def _check(self, sequence):
@@ -173,6 +187,6 @@ class PagePool:
         for group, plan in zip(self.groups, plans):
             group.carry_out(plan)
         tables = [table.by_token() for table in sequence.tables]
-        span = Span(begin, tokens, tables, [max(kept[g], begin) for g in range(len(kept))], sequence.ring, self._recent_start(sequence))
-        sequence.recent_start, sequence.length = self._recent_start(sequence), begin + tokens
+        span = Span(begin, tokens, tables, [max(kept[g], begin) for g in range(len(kept))], sequence.ring, self.recent_start(sequence))
+        sequence.recent_start, sequence.length = self.recent_start(sequence), begin + tokens
         return span
