@@ -5,6 +5,7 @@ import weakref
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from ..batches import check_repeats, rows_of
 from ..cache import check_same_signature
 from .layer import PagedChunk
 from .pool import PagePool, Sequence
@@ -139,16 +140,13 @@ class Int4PagedCache(Cache):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Row i becomes what row beam_idx[i] was (beam search)."""
-        self.batch_select_indices(beam_idx)
+        self._select(rows_of("beam_idx", beam_idx, len(self.sequences)))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows in this order; a row named again is forked, one not named is freed. Also takes a bool mask."""
-        chosen = torch.as_tensor(indices)
-        chosen = (chosen.nonzero()[:, 0] if chosen.dtype == torch.bool else chosen).tolist()
-        wrong = [i for i in chosen if not -len(self.sequences) <= i < len(self.sequences)]
-        if wrong:
-            raise ValueError(f"indices has {wrong[0]}; accepted: rows of this cache, 0 .. {len(self.sequences) - 1}")
-        chosen = [i % len(self.sequences) for i in chosen]
+        self._select(rows_of("indices", indices, len(self.sequences)))
+
+    def _select(self, chosen):
         dropped = set(range(len(self.sequences))) - set(chosen)
         self.pool.rings.check_room(len(chosen) - len(set(chosen)) - len(dropped))
         for i in dropped:
@@ -161,7 +159,8 @@ class Int4PagedCache(Cache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Every row `repeats` times."""
-        self.batch_select_indices(torch.arange(len(self.sequences)).repeat_interleave(repeats))
+        check_repeats(repeats)
+        self._select([row for row in range(len(self.sequences)) for _ in range(repeats)])
 
     def crop(self, tokens: int) -> None:
         """Take tokens back from every row: negative = how many (as transformers 5.16+ means it), positive = the columns to keep."""

@@ -13,10 +13,9 @@ import torch
 from .. import ops
 from ..cache import signature
 from ..config import ROLLBACK, Int4KVConfig, make_config, text_config
-from ..side import sides_of
 from .batch import Span, Step
 from .group import Group, Table
-from .layer import PagedLayer
+from .layer import PagedLayer, plan_layers
 from .layout import PageLayout
 from .rings import Rings
 
@@ -65,10 +64,8 @@ class PagePool:
 
     def _allocate(self, pages, sequences):
         heads, head_dim, windows = self.signature
-        configs = [self.config.for_layer(i, len(windows)) for i in range(len(windows))]
-        sides = {i: sides_of(config, i, heads, head_dim, self.device) for i, config in enumerate(configs)}
-        exact = [i for i, config in enumerate(configs) if config.recent]
-        self.rings = Rings(sequences, exact, heads, self.config.recent + ROLLBACK if self.config.recent else 0, head_dim, self.device)
+        configs, sides, ring = plan_layers(self.config, len(windows), heads, head_dim, self.device)
+        self.rings = Rings(sequences, ring, self.device)
         self.groups, self.layers = [], [None] * len(windows)
         for window in sorted(set(windows), key=lambda w: (w is not None, w or 0)):
             among = [i for i, w in enumerate(windows) if w == window]

@@ -1,27 +1,48 @@
 """Rings: the newest rows of every running sequence as they are, beside their codes; token t lies in row t % rows of its sequence's ring."""
 
+from dataclasses import dataclass
+
 import torch
+
+from ..config import ROLLBACK, Int4KVConfig
 
 
 class OutOfRings(RuntimeError):
     """More sequences at once than there are rings."""
 
 
+@dataclass(frozen=True)
+class RingShape:
+    """layers: indices of those that keep exact rows. rows: 0 for none at all."""
+
+    layers: list[int]
+    heads: int
+    rows: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, configs: list[Int4KVConfig], heads: int, head_dim: int) -> "RingShape":
+        """What layers with these configs keep: the newest rows that a query reads exactly, and those that a crop brings back."""
+        layers = [i for i, config in enumerate(configs) if config.recent]
+        return cls(layers, heads, configs[layers[0]].recent + ROLLBACK if layers else 0, head_dim)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one ring."""
+        return 2 * len(self.layers) * self.heads * self.rows * self.head_dim * torch.float16.itemsize
+
+
 class Rings:
     """Exact rows of all layers, float16 [rings, layers, 2 (K, V), num_key_value_heads, rows, head_dim]: a ring is one run of memory.
 
-    layers: indices of the layers that keep exact rows. rows: 0 for none at all; sequences are still counted.
+    Sequences are counted also where no rows are kept.
     """
 
-    def __init__(self, count: int, layers: list[int], heads: int, rows: int, head_dim: int, device):
-        self.count, self.rows, self._place = count, rows, {layer: i for i, layer in enumerate(layers)}
-        self.tensor = torch.zeros(count, len(layers), 2, heads, rows, head_dim, dtype=torch.float16, device=device)
+    def __init__(self, count: int, shape: RingShape, device):
+        self.count, self.rows, self._place = count, shape.rows, {layer: i for i, layer in enumerate(shape.layers)}
+        each = len(shape.layers), 2, shape.heads, shape.rows, shape.head_dim
+        self.tensor = torch.zeros(count, *each, dtype=torch.float16, device=device)
         self._free = list(range(count))[::-1]
-
-    @staticmethod
-    def nbytes_each(layers: int, heads: int, rows: int, head_dim: int) -> int:
-        """Bytes of one ring."""
-        return 2 * layers * heads * rows * head_dim * torch.float16.itemsize
 
     @property
     def nbytes(self) -> int:
