@@ -18,7 +18,7 @@ from .batch import Span, Step
 from .group import Group, Table
 from .layer import PagedLayer
 from .layout import PageLayout
-from .rings import Rings
+from .rings import FixedRings
 
 PAGE_SIZE = 32
 CHUNK = 512  # tokens that a sliding layer takes at once beyond those that it sees
@@ -68,7 +68,7 @@ class PagePool:
         configs = [self.config.for_layer(i, len(windows)) for i in range(len(windows))]
         sides = {i: sides_of(config, i, heads, head_dim, self.device) for i, config in enumerate(configs)}
         exact = [i for i, config in enumerate(configs) if config.recent]
-        self.rings = Rings(sequences, exact, heads, self.config.recent + ROLLBACK if self.config.recent else 0, head_dim, self.device)
+        self.rings = FixedRings(sequences, exact, heads, self.config.recent + ROLLBACK if self.config.recent else 0, head_dim, self.device)
         self.groups, self.layers = [], [None] * len(windows)
         for window in sorted(set(windows), key=lambda w: (w is not None, w or 0)):
             among = [i for i, w in enumerate(windows) if w == window]
