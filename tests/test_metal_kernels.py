@@ -112,7 +112,8 @@ KERNEL_MUTANTS = [
     ("the second best clip", "quantize", "if (gain <= best) continue;", "if (gain >= best && best > 0.0f) continue;", "result"),
     ("a tie of two levels to the inner one", "quantize", "distance >= border ? 1 : 0", "distance > border ? 1 : 0", "result"),
     ("V's centre added by every split as well", "attend", "if (lane == 0) output.statistics[slot] = float2(maximum, sum);",
-     "if (lane == 0) output.statistics[slot] = float2(maximum, sum);\n  output.partial[slot * p.head_dim + lane] += sum * output.centre[lane];", "result"),
+     "if (lane == 0) output.statistics[slot] = float2(maximum, sum);\n"
+     "  output.partial[slot * p.head_dim + lane] += sum * output.centre[lane];", "result"),
     ("V's centre added to what saw nothing", "attend|merge", "p.has_v_centre && sum != 0.0f", "p.has_v_centre", "result"),
     ("sinks read from codes", "attend", "span.coded = clamp(p.sinks, span.lo, span.hi);", "span.coded = span.lo;", "result"),
     ("blocks of a rotation ignored", "quantize", "u >= units || apart >= block", "u >= units", "result"),

@@ -15,10 +15,13 @@ from .batch import CHUNK, FRESH, Call, Step
 from .rings import RingShape
 
 
-def plan_layers(config: Int4KVConfig, count: int, heads: int, head_dim: int, device) -> tuple[list[Int4KVConfig], list[list[Side]], RingShape]:
-    """What pages and rings are made by: every layer's config, its K and V, and the shape of a ring."""
+def plan_layers(
+    config: Int4KVConfig, count: int, heads: int, head_dim: int, device, rollback: int
+) -> tuple[list[Int4KVConfig], list[list[Side]], RingShape]:
+    """What pages and rings are made by: every layer's config, its K and V, and the shape of a ring. rollback: tokens that a crop takes back."""
     configs = [config.for_layer(i, count) for i in range(count)]
-    return configs, [sides_of(one, i, heads, head_dim, device) for i, one in enumerate(configs)], RingShape.of(configs, heads, head_dim)
+    sides = [sides_of(one, i, heads, head_dim, device) for i, one in enumerate(configs)]
+    return configs, sides, RingShape.of(configs, heads, head_dim, rollback)
 
 
 class PagedLayer:

@@ -17,7 +17,7 @@ from .batch import Span, Step
 from .group import Group, Table
 from .layer import PagedLayer, plan_layers
 from .layout import PageLayout
-from .rings import Rings
+from .rings import FixedRings
 
 PAGE_SIZE = 32
 CHUNK = 512  # tokens that a sliding layer takes at once beyond those that it sees
@@ -64,8 +64,8 @@ class PagePool:
 
     def _allocate(self, pages, sequences):
         heads, head_dim, windows = self.signature
-        configs, sides, ring = plan_layers(self.config, len(windows), heads, head_dim, self.device)
-        self.rings = Rings(sequences, ring, self.device)
+        configs, sides, ring = plan_layers(self.config, len(windows), heads, head_dim, self.device, ROLLBACK)
+        self.rings = FixedRings(sequences, ring, self.device)
         self.groups, self.layers = [], [None] * len(windows)
         for window in sorted(set(windows), key=lambda w: (w is not None, w or 0)):
             among = [i for i, w in enumerate(windows) if w == window]

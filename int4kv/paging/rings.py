@@ -1,10 +1,11 @@
 """Rings: the newest rows of every running sequence as they are, beside their codes; token t lies in row t % rows of its sequence's ring."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 
-from ..config import ROLLBACK, Int4KVConfig
+from ..config import Int4KVConfig
 
 
 class OutOfRings(RuntimeError):
@@ -21,27 +22,52 @@ class RingShape:
     head_dim: int
 
     @classmethod
-    def of(cls, configs: list[Int4KVConfig], heads: int, head_dim: int) -> "RingShape":
-        """What layers with these configs keep: the newest rows that a query reads exactly, and those that a crop brings back."""
+    def of(cls, configs: list[Int4KVConfig], heads: int, head_dim: int, rollback: int) -> "RingShape":
+        """What layers with these configs keep: the newest rows that a query reads exactly, and those that a crop of `rollback` brings back."""
         layers = [i for i, config in enumerate(configs) if config.recent]
-        return cls(layers, heads, configs[layers[0]].recent + ROLLBACK if layers else 0, head_dim)
+        return cls(layers, heads, configs[layers[0]].recent + rollback if layers else 0, head_dim)
+
+    @property
+    def dimensions(self) -> tuple[int, ...]:
+        """[layers, 2 (K, V), num_key_value_heads, rows, head_dim]"""
+        return len(self.layers), 2, self.heads, self.rows, self.head_dim
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one ring."""
-        return 2 * len(self.layers) * self.heads * self.rows * self.head_dim * torch.float16.itemsize
+        """Bytes of one ring, in float16."""
+        return math.prod(self.dimensions) * torch.float16.itemsize
 
 
 class Rings:
-    """Exact rows of all layers, float16 [rings, layers, 2 (K, V), num_key_value_heads, rows, head_dim]: a ring is one run of memory.
+    """Exact rows of some layers. tensor: float16 [rings, layers, 2 (K, V), num_key_value_heads, rows, head_dim], a ring one run of memory.
 
-    Sequences are counted also where no rows are kept.
+    layers: indices of the layers that keep exact rows; without any there are no rows at all.
     """
 
+    def __init__(self, tensor: torch.Tensor, layers: list[int]):
+        self.tensor, self.rows, self._place = tensor, tensor.shape[4] if layers else 0, {layer: i for i, layer in enumerate(layers)}
+
+    def copy(self, sources: list[int], targets: list[int]) -> int:
+        """Copy whole rings. Returns the bytes copied."""
+        if not sources or not self.rows:
+            return 0
+        rows = self.tensor[torch.tensor(sources, device=self.tensor.device)]
+        self.tensor[torch.tensor(targets, device=self.tensor.device)] = rows
+        return rows.numel() * rows.element_size()
+
+    def views(self, layer: int) -> list[torch.Tensor] | None:
+        """A layer's exact keys and values, each [rings, rows, num_key_value_heads, head_dim]; None where there are none."""
+        if layer not in self._place or not self.rows:
+            return None
+        return [self.tensor[:, self._place[layer], which].transpose(1, 2) for which in (0, 1)]
+
+
+class FixedRings(Rings):
+    """So many rings, all made at the start. Sequences are counted also where no rows are kept."""
+
     def __init__(self, count: int, shape: RingShape, device):
-        self.count, self.rows, self._place = count, shape.rows, {layer: i for i, layer in enumerate(shape.layers)}
-        each = len(shape.layers), 2, shape.heads, shape.rows, shape.head_dim
-        self.tensor = torch.zeros(count, *each, dtype=torch.float16, device=device)
+        self.count = count
+        super().__init__(torch.zeros(count, *shape.dimensions, dtype=torch.float16, device=device), shape.layers)
         self._free = list(range(count))[::-1]
 
     @property
@@ -69,17 +95,3 @@ class Rings:
         if ring in self._free:
             raise ValueError(f"ring {ring} is given back twice; accepted: one that a sequence has")
         self._free.append(ring)
-
-    def copy(self, sources: list[int], targets: list[int]) -> int:
-        """Copy whole rings. Returns the bytes copied."""
-        if not sources or not self.rows:
-            return 0
-        rows = self.tensor[torch.tensor(sources, device=self.tensor.device)]
-        self.tensor[torch.tensor(targets, device=self.tensor.device)] = rows
-        return rows.numel() * rows.element_size()
-
-    def views(self, layer: int) -> list[torch.Tensor] | None:
-        """A layer's exact keys and values, each [rings, rows, num_key_value_heads, head_dim]; None where there are none."""
-        if layer not in self._place or not self.rows:
-            return None
-        return [self.tensor[:, self._place[layer], which].transpose(1, 2) for which in (0, 1)]
