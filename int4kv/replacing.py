@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -49,15 +49,24 @@ def _own_folder(folder: Path) -> Iterator[Path]:
 def _locked(folder: Path) -> int:
     """A descriptor that holds the folder's lock until it is closed, or its process ends."""
     while True:
-        folder.mkdir(exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir()
         try:
             descriptor = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:  # whoever held it has just removed it
             continue
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if folder.exists() and os.path.samestat(os.stat(folder), os.fstat(descriptor)):
+        if _is_at(descriptor, folder):
             return descriptor
         os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the path still leads to what was opened."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _flush(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from devices import DEVICE
 from stored_rows import Stored, queries
 from test_format import buffers, same_bits
 from torch._subclasses.fake_tensor import FakeTensorMode
