@@ -59,7 +59,7 @@ SERVING = {
     "tokens held at once": plain("tokens_at_once", ","), "of fp": plain("tokens_at_once_over_fp", ".2f"),
     "requests at once": plain("requests_at_once"), "forward passes": plain("batches"),
     "tokens/s": lambda row: f"{row['tokens_per_s']:.0f} ({row['p10']:.0f}-{row['p90']:.0f})", "over fp": plain("tokens_per_s_over_fp", ".2f"),
-    "same text as alone": lambda row: "-" if row["same_as_alone"] is None else f"{row['same_as_alone']} of {row['requests']}",
+    "same text as alone": lambda row: f"{row['same_as_alone']} of {row['requests']}",
 }
 
 

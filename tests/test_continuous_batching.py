@@ -1,5 +1,6 @@
 """generate_batch of a patched model: the text of one request at a time, in int4 pages, with less memory."""
 
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -190,3 +191,20 @@ def test_unpatching_gives_transformers_own_pages_back():
     before = texts(batch(model, prompts))
     int4kv.unpatch(int4kv.patch(model))
     assert texts(batch(model, prompts)) == before
+
+
+def test_pages_take_the_first_sectors_and_rings_runs_from_the_back():
+    from int4kv.batching.rings import SectorPool
+
+    pool, runs, choose = SectorPool(40, 1), [], random.Random(0)
+    pool.set_blocks_per_sector(0, 1)
+    pool.allocate_sector(0)
+    assert pool.take_run(3) == 39 and pool.get_free_blocks(0, 1) == [2]  # 0 and 1 are transformers' trash
+    pool.reset()
+    for _ in range(500):
+        if runs and choose.random() < 0.5:
+            pool.give_back_run(runs.pop(choose.randrange(len(runs))), 4)
+        elif (first := pool.take_run(4)) is not None:
+            runs.append(first)
+        taken = {sector for first in runs for sector in range(first, first + 4)}
+        assert len(taken) == 4 * len(runs) and pool.free_sectors == sorted(set(range(2, 42)) - taken, reverse=True)

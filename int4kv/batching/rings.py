@@ -6,7 +6,7 @@
 transformers hands its memory out in sectors, which allocators divide into blocks of pages.
 """
 
-from bisect import insort
+from bisect import bisect
 
 import torch
 from transformers.generation.continuous_batching.cache_allocators import CachePool
@@ -15,28 +15,31 @@ from ..paging.rings import Rings
 
 
 class SectorPool(CachePool):
-    """transformers' pool, in order of place: single sectors from the front, runs of them from the back."""
+    """transformers' pool, its free sectors from the last to the first: single ones are taken from the front of the memory, runs from its back."""
 
-    def allocate_sector(self, index):
-        self._free_blocks[index].add_tree(self.free_sectors.pop(0))
+    def reset(self):
+        super().reset()
+        self.free_sectors.reverse()
 
     def try_to_free_sectors(self):
+        before = len(self.free_sectors)
         super().try_to_free_sectors()
-        self.free_sectors.sort()
+        if len(self.free_sectors) > before:
+            self.free_sectors.sort(reverse=True)
 
     def take_run(self, length: int) -> int | None:
         """The first of so many sectors in a row, which are free no longer. None when there is no such run."""
         free = self.free_sectors
-        for i in range(len(free) - length, -1, -1):
-            if free[i + length - 1] - free[i] == length - 1:
-                first = free[i]
+        for i in range(len(free) - length + 1):
+            if free[i] - free[i + length - 1] == length - 1:
+                first = free[i + length - 1]
                 del free[i : i + length]
                 return first
         return None
 
     def give_back_run(self, first: int, length: int) -> None:
-        for sector in range(first, first + length):
-            insort(self.free_sectors, sector)
+        place = bisect(self.free_sectors, -first, key=lambda sector: -sector)
+        self.free_sectors[place:place] = range(first + length - 1, first - 1, -1)
 
 
 class SectorRings(Rings):
