@@ -11,10 +11,8 @@ from transformers.generation.continuous_batching.utils import find_head_dim, fin
 
 from ..config import Int4KVConfig
 from ..paging.batch import Span, Step
-from ..paging.layer import PagedLayer
+from ..paging.layer import PagedLayer, plan_layers
 from ..paging.layout import PageLayout, aligned
-from ..paging.rings import Rings
-from ..side import sides_of
 from .allocators import PackedPages, PackedSlidingPages
 from .rings import SectorPool, SectorRings, sectors_of
 
@@ -62,15 +60,12 @@ class Int4PagedAttentionCache(PagedAttentionCache):
     def __init__(self, *, int4: Int4KVConfig, config, continuous_batching_config, device, dtype, **settings):
         self.int4, self.exact = int4, int4.prefill == "exact"
         count, heads, head_dim = config.num_hidden_layers, find_num_key_value_heads(config), find_head_dim(config)
-        self._configs = [int4.for_layer(i, count) for i in range(count)]
-        self._sides = {i: sides_of(one, i, heads, head_dim, device) for i, one in enumerate(self._configs)}
-        exact = [i for i, one in enumerate(self._configs) if one.recent]
-        ring = len(exact), heads, int4.recent, head_dim
+        self._configs, self._sides, ring = plan_layers(int4, count, heads, head_dim, device, rollback=0)
         allocators = self._allocators(config, continuous_batching_config.page_size, dtype)
         make = with_names(PagedAttentionCache.__init__, ATTN_TYPE_TO_ALLOCATOR=allocators, CachePool=SectorPool,
-                          PagedAttentionMemoryHandler=partial(PackedMemory, Rings.nbytes_each(*ring)))
+                          PagedAttentionMemoryHandler=partial(PackedMemory, ring.nbytes))
         make(self, config=config, continuous_batching_config=continuous_batching_config, device=device, dtype=dtype, **settings)
-        self.rings = SectorRings(self.pool, self.cache_tensor, self.bytes_per_sector, exact, ring)
+        self.rings = SectorRings(self.pool, self.cache_tensor, self.bytes_per_sector, ring)
         self.layers = {i: self._layer(i) for i in range(count)}
         self._running: dict[str, tuple[int, int]] = {}  # request -> its ring, and the first token that lies in it
         self._ring_copies: list[tuple[int, int]] = []

@@ -11,7 +11,7 @@ from bisect import bisect
 import torch
 from transformers.generation.continuous_batching.cache_allocators import CachePool
 
-from ..paging.rings import Rings
+from ..paging.rings import Rings, RingShape
 
 
 class SectorPool(CachePool):
@@ -43,15 +43,14 @@ class SectorPool(CachePool):
 
 
 class SectorRings(Rings):
-    """A ring has the number of the sector that it begins with. memory: uint8, the pool's. shape: layers, heads, rows, head_dim of a ring."""
+    """A ring has the number of the sector that it begins with. memory: uint8, the pool's."""
 
-    def __init__(self, pool: SectorPool, memory: torch.Tensor, bytes_per_sector: int, layers: list[int], shape: tuple[int, int, int, int]):
-        count, heads, rows, head_dim = shape
-        self.pool, self.sectors = pool, sectors_of(self.nbytes_each(*shape), bytes_per_sector)
-        one = torch.empty(count, 2, heads, rows, head_dim, device="meta")
+    def __init__(self, pool: SectorPool, memory: torch.Tensor, bytes_per_sector: int, shape: RingShape):
+        self.pool, self.sectors = pool, sectors_of(shape.nbytes, bytes_per_sector)
+        one = torch.empty(shape.dimensions, device="meta")
         starts = len(memory) // bytes_per_sector - self.sectors + 1
         apart = bytes_per_sector // torch.float16.itemsize
-        super().__init__(memory.view(torch.float16).as_strided((starts, *one.shape), (apart, *one.stride())), layers)
+        super().__init__(memory.view(torch.float16).as_strided((starts, *one.shape), (apart, *one.stride())), shape.layers)
 
     def take(self) -> int | None:
         """A ring for a request that starts; None when there is no room."""

@@ -1,10 +1,41 @@
 """Rings: the newest rows of every running sequence as they are, beside their codes; token t lies in row t % rows of its sequence's ring."""
 
+import math
+from dataclasses import dataclass
+
 import torch
+
+from ..config import Int4KVConfig
 
 
 class OutOfRings(RuntimeError):
     """More sequences at once than there are rings."""
+
+
+@dataclass(frozen=True)
+class RingShape:
+    """layers: indices of those that keep exact rows. rows: 0 for none at all."""
+
+    layers: list[int]
+    heads: int
+    rows: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, configs: list[Int4KVConfig], heads: int, head_dim: int, rollback: int) -> "RingShape":
+        """What layers with these configs keep: the newest rows that a query reads exactly, and those that a crop of `rollback` brings back."""
+        layers = [i for i, config in enumerate(configs) if config.recent]
+        return cls(layers, heads, configs[layers[0]].recent + rollback if layers else 0, head_dim)
+
+    @property
+    def dimensions(self) -> tuple[int, ...]:
+        """[layers, 2 (K, V), num_key_value_heads, rows, head_dim]"""
+        return len(self.layers), 2, self.heads, self.rows, self.head_dim
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one ring, in float16."""
+        return math.prod(self.dimensions) * torch.float16.itemsize
 
 
 class Rings:
@@ -15,11 +46,6 @@ class Rings:
 
     def __init__(self, tensor: torch.Tensor, layers: list[int]):
         self.tensor, self.rows, self._place = tensor, tensor.shape[4] if layers else 0, {layer: i for i, layer in enumerate(layers)}
-
-    @staticmethod
-    def nbytes_each(layers: int, heads: int, rows: int, head_dim: int) -> int:
-        """Bytes of one ring."""
-        return 2 * layers * heads * rows * head_dim * torch.float16.itemsize
 
     def copy(self, sources: list[int], targets: list[int]) -> int:
         """Copy whole rings. Returns the bytes copied."""
@@ -37,11 +63,11 @@ class Rings:
 
 
 class FixedRings(Rings):
-    """So many rings, all made at the start. rows: 0 for none at all; sequences are still counted."""
+    """So many rings, all made at the start. Sequences are counted also where no rows are kept."""
 
-    def __init__(self, count: int, layers: list[int], heads: int, rows: int, head_dim: int, device):
+    def __init__(self, count: int, shape: RingShape, device):
         self.count = count
-        super().__init__(torch.zeros(count, len(layers), 2, heads, rows, head_dim, dtype=torch.float16, device=device), layers)
+        super().__init__(torch.zeros(count, *shape.dimensions, dtype=torch.float16, device=device), shape.layers)
         self._free = list(range(count))[::-1]
 
     @property
