@@ -21,6 +21,12 @@ void check_rings(const std::string& name, const OptionalTensor& rings, const Mod
       rings->sym_sizes(), "; accepted is ", kRings, " with ", model.kv_heads, " heads and head_dim ", model.head_dim);
 }
 
+void check_as_many_rings(const at::Tensor& k_recent, const at::Tensor& v_recent) {
+  TORCH_CHECK_VALUE(
+      k_recent.sym_size(0) == v_recent.sym_size(0), "v_recent has ", v_recent.sym_size(0), " rings; accepted are as many as k_recent has, ",
+      k_recent.sym_size(0));
+}
+
 void check_pages(const std::string& side, const Stored& stored, const c10::SymInt& head_dim, int codebook) {
   check_stored(side, stored, head_dim, codebook, kPageLayout);
   TORCH_CHECK_VALUE(stored.codes.sym_size(1) > 0, side, "codes has page_size 0; accepted is 1 or more");
@@ -73,9 +79,7 @@ void check_quantize_paged(
   check_both_or_none("recent", k_stored.recent, v_stored.recent, kPageLayout);
   check_together(recent_slots, "recent_slots", k_stored.recent);
   if (!recent_slots) return;
-  TORCH_CHECK_VALUE(
-      k_stored.recent->sym_size(0) == v_stored.recent->sym_size(0), "v_recent has ", v_stored.recent->sym_size(0),
-      " rings; accepted are as many as k_recent has, ", k_stored.recent->sym_size(0));
+  check_as_many_rings(*k_stored.recent, *v_stored.recent);
   check_integers("recent_slots", *recent_slots, at::kLong, k);
   check_1d("recent_slots", *recent_slots, k.sym_size(0), "one per token");
 }
@@ -116,17 +120,13 @@ void check_attend_paged(
   check_together(batch.rings, "rings", k.recent);
   check_together(batch.recent_starts, "recent_starts", k.recent);
   if (k.recent) {
-    TORCH_CHECK_VALUE(
-        k.recent->sym_size(0) == v.recent->sym_size(0), "v_recent has ", v.recent->sym_size(0),
-        " rings; accepted are as many as k_recent has, ", k.recent->sym_size(0));
+    check_as_many_rings(*k.recent, *v.recent);
     check_integers("rings", *batch.rings, at::kInt, q);
     check_1d("rings", *batch.rings, sequences, "one per sequence of block_table");
     check_integers("recent_starts", *batch.recent_starts, at::kInt, q);
     check_1d("recent_starts", *batch.recent_starts, sequences, "one per sequence of block_table");
   }
-  TORCH_CHECK_VALUE(recent_window >= 0, "recent_window is ", recent_window, "; accepted is 0 or more");
-  TORCH_CHECK_VALUE(window >= 0, "window is ", window, "; accepted is 0 (none) or more");
-  TORCH_CHECK_VALUE(softcap >= 0, "softcap is ", softcap, "; accepted is 0 (none) or more");
+  check_reach(recent_window, window, softcap);
   check_rotation("k_rotation", k_rotation, model);
   check_rotation("v_rotation", v_rotation, model);
   check_centre("v_centre", v_centre, model);

@@ -117,6 +117,12 @@ void check_centre(const std::string& name, const OptionalTensor& centre, const M
       name, " has shape ", centre->sym_sizes(), "; accepted is [", model.batch, " or 1, ", model.kv_heads, ", ", model.head_dim, "]");
 }
 
+void check_reach(const c10::SymInt& recent_window, const c10::SymInt& window, double softcap) {
+  TORCH_CHECK_VALUE(recent_window >= 0, "recent_window is ", recent_window, "; accepted is 0 or more");
+  TORCH_CHECK_VALUE(window >= 0, "window is ", window, "; accepted is 0 (none) or more");
+  TORCH_CHECK_VALUE(softcap >= 0, "softcap is ", softcap, "; accepted is 0 (none) or more");
+}
+
 void check_both_or_none(const std::string& what, const OptionalTensor& k, const OptionalTensor& v, const Layout& layout) {
   TORCH_CHECK_VALUE(
       k.has_value() == v.has_value(), "k_", what, " is ", k ? "given" : "None", " and v_", what, " is ", v ? "given" : "None",

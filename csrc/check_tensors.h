@@ -32,6 +32,8 @@ void check_rows(const std::string& name, const at::Tensor& rows, const at::Tenso
 void check_stored(const std::string& side, const Stored& stored, const c10::SymInt& head_dim, int codebook, const Layout& layout);
 void check_rotation(const std::string& name, const OptionalTensor& rotation, const Model& model);
 void check_centre(const std::string& name, const OptionalTensor& centre, const Model& model);
+// How far back queries see: the newest rows read exactly, the sliding window; and the cap of their scores.
+void check_reach(const c10::SymInt& recent_window, const c10::SymInt& window, double softcap);
 void check_both_or_none(const std::string& what, const OptionalTensor& k, const OptionalTensor& v, const Layout& layout);
 
 } // namespace int4kv

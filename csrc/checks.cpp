@@ -97,9 +97,7 @@ void check_attend(
   TORCH_CHECK_VALUE(
       !k.recent || end - recent_start <= k.recent->sym_size(2), "recent_start is ", recent_start, " with end ", end,
       "; accepted are at most ", k.recent ? k.recent->sym_size(2) : c10::SymInt(0), " tokens, the rows of k_recent");
-  TORCH_CHECK_VALUE(recent_window >= 0, "recent_window is ", recent_window, "; accepted is 0 or more");
-  TORCH_CHECK_VALUE(window >= 0, "window is ", window, "; accepted is 0 (none) or more");
-  TORCH_CHECK_VALUE(softcap >= 0, "softcap is ", softcap, "; accepted is 0 (none) or more");
+  check_reach(recent_window, window, softcap);
   check_rotation("k_rotation", k_rotation, model_of(k.codes, head_dim));
   check_rotation("v_rotation", v_rotation, model_of(v.codes, head_dim));
   check_centre("v_centre", v_centre, model_of(v.codes, head_dim));

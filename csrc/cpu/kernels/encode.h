@@ -1,45 +1,20 @@
 // A row to packed codes and scales: the arithmetic of ../../format.h, bit by bit.
 
-// max |x|, an infinity or a NaN where there is one: as integers, magnitudes order as they do as numbers.
-inline float largest_of(const float* x, int64_t n) {
-  Ints lanes[LaneSum::kVectors] = {};
-  for (int64_t c = 0; c < n; c += INT4KV_UNIT) {
-#pragma GCC unroll 8
-    for (int i = 0; i < LaneSum::kVectors; ++i) {
-      const Ints magnitude = bits_of(magnitude_of(load(x + c + i * kLanes)));
-      lanes[i] = magnitude > lanes[i] ? magnitude : lanes[i];
-    }
-  }
-  Ints largest = lanes[0];
-  for (int i = 1; i < LaneSum::kVectors; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
-  const int32_t most = largest_lane(largest);
-  float value;
-  std::memcpy(&value, &most, 4);
-  return value;
-}
-
-inline GroupScale encode_evenly(const float* x, const Packing& by, float largest, uint8_t* codes) {
+inline GroupScale encode_evenly(const float* x, const Packing& by, uint8_t* codes) {
+  const float largest = largest_of(x, by.group_size);
+  if (!(largest < INFINITY)) return encode_not_finite(by.group_size, by.bits, codes);
   if (by.codebook == INT4KV_ASYMMETRIC) return encode_asymmetric(x, by.group_size, by.bits, codes);
   if (by.codebook == INT4KV_ABSMAX) return encode_absmax(x, by.group_size, by.bits, largest, codes);
   return encode_uniform(x, by.group_size, by.bits, largest, codes);
 }
 
-// A byte each, and scales that are not yet rounded to fp16.
 inline void encode_groups(const float* x, int64_t groups, const Packing& by, uint8_t* codes, GroupScale* found) {
   const int64_t n = by.group_size;
-  float largest[kMostGroups];
-  for (int64_t g = 0; g < groups; ++g) largest[g] = largest_of(x + g * n, n);
-  if (by.codebook != INT4KV_LLOYD || by.bits == 8) {
-    for (int64_t g = 0; g < groups; ++g) found[g] = encode_evenly(x + g * n, by, largest[g], codes + g * n);
-  } else {
-    const auto encode_all = by.bits == 3 ? encode_lloyd<3> : by.bits == 4 ? encode_lloyd<4> : encode_lloyd<5>;
-    encode_all(x, groups, n, largest, codes, found);
-  }
-  for (int64_t g = 0; g < groups; ++g) {
-    if (largest[g] < INFINITY) continue;
-    std::memset(codes + g * n, 1 << (by.bits - 1), n);
-    found[g] = {NAN, NAN};
-  }
+  const int lloyd_bits = by.codebook == INT4KV_LLOYD ? by.bits : 0;
+  if (lloyd_bits == 3) return encode_lloyd<3>(x, groups, n, codes, found);
+  if (lloyd_bits == 4) return encode_lloyd<4>(x, groups, n, codes, found);
+  if (lloyd_bits == 5) return encode_lloyd<5>(x, groups, n, codes, found);
+  for (int64_t g = 0; g < groups; ++g) found[g] = encode_evenly(x + g * n, by, codes + g * n);
 }
 
 // fp16 numbers that are not finite, and both of a group when one is not, become the format's NaN.

@@ -3,6 +3,11 @@ struct GroupScale {
   float scale, minimum;  // not yet rounded to fp16
 };
 
+inline GroupScale encode_not_finite(int64_t n, int bits, uint8_t* codes) {
+  std::memset(codes, 1 << (bits - 1), n);
+  return {NAN, NAN};
+}
+
 inline float inverse_of(float step, float largest) {
   return largest < INT4KV_TINY ? 0.0f : 1.0f / step;
 }

@@ -71,3 +71,21 @@ struct LaneSum {
     return x[0];
   }
 };
+
+// max |x|, an infinity or a NaN where there is one: as integers, magnitudes order as they do as numbers.
+inline float largest_of(const float* x, int64_t n) {
+  Ints lanes[LaneSum::kVectors] = {};
+  for (int64_t c = 0; c < n; c += INT4KV_UNIT) {
+#pragma GCC unroll 8
+    for (int i = 0; i < LaneSum::kVectors; ++i) {
+      const Ints magnitude = bits_of(magnitude_of(load(x + c + i * kLanes)));
+      lanes[i] = magnitude > lanes[i] ? magnitude : lanes[i];
+    }
+  }
+  Ints largest = lanes[0];
+  for (int i = 1; i < LaneSum::kVectors; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+  const int32_t most = largest_lane(largest);
+  float value;
+  std::memcpy(&value, &most, 4);
+  return value;
+}

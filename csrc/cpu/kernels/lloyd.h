@@ -1,12 +1,13 @@
 // Codes of the Lloyd-Max levels: ../../format.h. Everything is done on |y| = |x| / unit, since a level has its value's sign.
 //
-// The four clips stretch |y| by 1.02 to 1.56, less than neighbouring borders between levels of 3 or 4 bits are apart. So two levels are left
-// for each channel whichever clip is tried (TwoLevels), and one comparison a clip decides: fit_two. At 5 bits levels are looked up
-// for each clip. fit_* only sum up; the codes of the clip with the largest gain are made afterwards, from bytes.
+// Each group is read twice: for the sums that say which clip is best (fit_*), then for the codes of that clip (write_codes).
 //
-// Levels are integers, so the borders between them are halves of integers and floor(2 |y| / f) alone decides: a byte, as no border lies
-// beyond 127.5. A quad is four vectors of kLanes such integers as one vector of bytes (gather_bytes): borders are compared and levels
-// looked up for 4 kLanes channels at once.
+// fit_two, 3 and 4 bits: the largest clip is less than a border between levels away from the smallest, so that round(|y| / kWidth) leaves
+// two neighbouring levels, whichever clip is tried (TwoLevels). One comparison for each clip decides between them.
+//
+// fit_each, 5 bits, and write_codes: levels are integers, so the borders between them are halves of integers and floor(2 |y| / f) alone
+// decides: a byte, as no border lies beyond 127.5. A quad is four vectors of kLanes such integers as one vector of bytes (gather_bytes):
+// borders are compared and levels looked up for 4 kLanes channels at once.
 typedef int8_t Quad __attribute__((vector_size(4 * kLanes)));
 
 // Integers are compared as signed bytes, 128 less. Where no two borders share 16 integers, x / 16 finds the one border that x may lie
@@ -40,10 +41,6 @@ template <> constexpr Lloyd<5> kLloyd<5> = {INT4KV_LLOYD_5, INT4KV_FITS_5};
 constexpr int kQuadSize = 4 * kLanes;
 constexpr int kStep = kQuadSize > INT4KV_UNIT ? kQuadSize : INT4KV_UNIT;
 
-inline Floats magnitude_of(Floats x) {
-  return from_bits(bits_of(x) & INT32_MAX);
-}
-
 // A quad may reach half beyond a group of n channels.
 inline Floats load_within(const float* y, int64_t c, int64_t n) {
   return kQuadSize <= INT4KV_UNIT || c < n ? load(y + c) : Floats{};
@@ -70,7 +67,7 @@ inline Ints nearest_levels(Ints quad) {
   return (Ints)index;
 }
 
-// The two levels that |y| may have, by round(|y| / kWidth).
+// The two levels that |y| may have, by round(|y| / kWidth); the same one twice where no border is near.
 template <int kBits>
 struct TwoLevels {
   static constexpr float kWidth = 8.25f;
@@ -83,7 +80,8 @@ struct TwoLevels {
       return i;
     };
     for (int i = 0; i < 16; ++i) {
-      const int lowest = level_at((i - 0.501f) * kWidth, by.stretches[INT4KV_FITS - 1]), highest = level_at((i + 0.501f) * kWidth, by.stretches[0]);
+      const int lowest = level_at((i - 0.501f) * kWidth, by.stretches[INT4KV_FITS - 1]);
+      const int highest = level_at((i + 0.501f) * kWidth, by.stretches[0]);
       if (highest - lowest > 1) throw "a third level is near";
       above[i] = by.levels[highest];
       below[i] = by.levels[lowest];
@@ -92,13 +90,14 @@ struct TwoLevels {
 };
 template <int kBits> constexpr TwoLevels<kBits> kTwoLevels = {kLloyd<kBits>};
 
-// Of a group: the sums of y * y and, for each clip, of |y| * level and level * level. The last are exact: integers below 2^24.
+// Of a group. totals: clip by clip, p = lane_sum(|y| * level) first and then s = sum(level * level), exact as an integer below 2^24.
 struct Sums {
   float totals[2 * INT4KV_FITS > kLanes ? 2 * INT4KV_FITS : kLanes];
-  float norm;
+  float largest, norm;
 };
 
-// y = x * inverse; indices: round(|y| / kWidth) in the lowest byte of each lane, and bytes above it that look up zero.
+// y = x * inverse, and its norm. indices: round(|y| / width) in the lowest byte of each lane and, as look-ups want it, 128 or more in the
+// bytes above: numbers from -(2^24 + 2^16) down have a last bit worth 2, and 0xcb8080 in front of the last byte.
 inline float scale_group(const float* x, int64_t n, float inverse, float width, float* y, int32_t* indices) {
   LaneSum norm;
   for (int64_t c = 0; c < n; c += INT4KV_UNIT) {
@@ -113,6 +112,7 @@ inline float scale_group(const float* x, int64_t n, float inverse, float width, 
   return norm.total();
 }
 
+// One vector of the 32 lanes after the other, each through the whole group.
 template <int kBits>
 inline void fit_two(const float* y, const int32_t* indices, int64_t n, Sums& sums) {
   const Table above = load_table(kTwoLevels<kBits>.above), below = load_table(kTwoLevels<kBits>.below);
@@ -189,22 +189,27 @@ inline void write_codes(const float* y, int64_t n, float stretch, uint8_t* codes
   }
 }
 
-// Group by group in two passes, so that the sums of one, which take many cycles to come together, do so while the next is read.
+// Pass after pass over all groups, so that the sums of one, which take many cycles to come together, do so while the next is read.
 template <int kBits>
-inline void encode_lloyd(const float* x, int64_t groups, int64_t n, const float* largest, uint8_t* codes, GroupScale* found) {
+inline void encode_lloyd(const float* x, int64_t groups, int64_t n, uint8_t* codes, GroupScale* found) {
   alignas(64) float y[kRowsTogether * INT4KV_MAX_HEAD_DIM];
   alignas(64) int32_t indices[INT4KV_MAX_HEAD_DIM];
   Sums sums[kMostGroups];
+  for (int64_t g = 0; g < groups; ++g) sums[g].largest = largest_of(x + g * n, n);
   for (int64_t g = 0; g < groups; ++g) {
-    const float unit = largest[g] / INT4KV_LLOYD_LARGEST;
-    sums[g].norm = scale_group(x + g * n, n, inverse_of(unit, largest[g]), TwoLevels<kBits>::kWidth, y + g * n, indices);
+    const float inverse = inverse_of(sums[g].largest / INT4KV_LLOYD_LARGEST, sums[g].largest);
+    sums[g].norm = scale_group(x + g * n, n, inverse, TwoLevels<kBits>::kWidth, y + g * n, indices);
     if constexpr (kBits < 5) fit_two<kBits>(y + g * n, indices, n, sums[g]);
     else fit_each<kBits>(y + g * n, n, sums[g]);
   }
   for (int64_t g = 0; g < groups; ++g) {
+    if (!(sums[g].largest < INFINITY)) {
+      found[g] = encode_not_finite(n, kBits, codes + g * n);
+      continue;
+    }
     const int best = best_fit(sums[g]);
-    const float scale = sums[g].norm / sums[g].totals[best] * (largest[g] / INT4KV_LLOYD_LARGEST);
-    found[g] = {largest[g] < INT4KV_TINY ? 0.0f : scale, 0.0f};
+    const float scale = sums[g].norm / sums[g].totals[best] * (sums[g].largest / INT4KV_LLOYD_LARGEST);
+    found[g] = {sums[g].largest < INT4KV_TINY ? 0.0f : scale, 0.0f};
     write_codes<kBits>(y + g * n, n, kLloyd<kBits>.stretches[best], codes + g * n);
   }
 }

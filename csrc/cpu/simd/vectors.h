@@ -34,6 +34,7 @@ inline void store_copies(int32_t* to, int32_t x) { kCopies == 1 ? static_cast<vo
 inline Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 inline Ints bits_of(Floats x) { return reinterpret_cast<Ints>(x); }
 inline Floats from_bits(Ints x) { return reinterpret_cast<Floats>(x); }
+inline Floats magnitude_of(Floats x) { return from_bits(bits_of(x) & INT32_MAX); }
 inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
 
 // Of the four bytes of each lane, 0 and 2 or 1 and 3, as 16-bit halves.
