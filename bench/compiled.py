@@ -1,6 +1,7 @@
 """Whole decode steps, eager and compiled: Int4Cache, Int4StaticCache, transformers' StaticCache and DynamicCache, token by token.
 
     python bench/compiled.py --json bench/results/compiled-cpu.json
+    python bench/compiled.py --device cuda --model Qwen2.5-0.5B Qwen2.5-1.5B --json bench/results/compiled-cuda.json
 
 Contenders take turns by single tokens, the order reversed every other round, on caches of one random prompt. Compiled: torch.compile of
 the model's forward, fullgraph=True; the seconds of its first call are in brackets, fewer where inductor finds its work of before on the disk.
@@ -47,13 +48,14 @@ def two_models(model) -> dict:
 
 def contender(name: str, model, prompt, capacity: int, cpu: list):
     """A function that decodes one token behind the prompt and returns its milliseconds; those of processor time go to the list."""
-    cache, token = make_cache(name, model.config, capacity), torch.full((1, 1), 5)
+    cache, token = make_cache(name, model.config, capacity), torch.full((1, 1), 5, device=model.device)
     model(prompt, past_key_values=cache, logits_to_keep=1)
     forward = torch.compile(model.forward, fullgraph=True) if name.endswith("compiled") else model
 
     def sample():
         begin, busy = time.perf_counter(), time.process_time()
         forward(input_ids=token, past_key_values=cache, use_cache=True)
+        timing.synchronize(model.device.type)
         cpu.append(1e3 * (time.process_time() - busy))
         return 1e3 * (time.perf_counter() - begin)
 
@@ -62,7 +64,7 @@ def contender(name: str, model, prompt, capacity: int, cpu: list):
 
 def cell(name: str, model, prefix: int, rounds: int) -> dict:
     """One row of the result: a prefix with every contender."""
-    prompt = torch.randint(5, model.config.vocab_size, (1, prefix), generator=torch.Generator().manual_seed(0))
+    prompt = torch.randint(5, model.config.vocab_size, (1, prefix), generator=torch.Generator().manual_seed(0)).to(model.device)
     capacity, by_attention = prefix + 3 + (timing.RERUNS + 1) * rounds, two_models(model)
     torch._dynamo.reset()
     counters.clear()
@@ -70,7 +72,7 @@ def cell(name: str, model, prefix: int, rounds: int) -> dict:
     timers = {each: contender(each, by_attention[attention], prompt, capacity, cpu[each]) for each, attention in ATTENTION.items()}
     first = {each: timer() / 1e3 for each, timer in timers.items() if each.endswith("compiled")}
     found = timing.measure(timers, rounds, warm_up_s=0.0)
-    return dict(benchmark="compiled", device="cpu", model=name, layers=model.config.num_hidden_layers, prefix=prefix,
+    return dict(benchmark="compiled", device=model.device.type, model=name, layers=model.config.num_hidden_layers, prefix=prefix,
                 ms={each: spread["median"] for each, spread in found.items()}, first_call_s=first,
                 cpu_ms={each: timing.spread(times[-rounds:]) for each, times in cpu.items()},
                 spread={each: [spread["p10"], spread["p90"]] for each, spread in found.items()},
@@ -92,6 +94,7 @@ def show(rows: list[dict]) -> None:
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=(*models.NAMES, *CONFIGS), default=["tiny-qwen2", "Qwen2.5-0.5B"])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="float32 on the CPU, float16 on a GPU")
     parser.add_argument("--layers", type=int, help="cut models with random weights to their first layers")
     parser.add_argument("--prefix", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--rounds", type=int, default=21)
@@ -104,9 +107,9 @@ def main():
     arguments, rows = parse(), []
     for name in arguments.model:
         bundled = str(models.path(name)) if name in models.NAMES else None
-        model = load(name, torch.float32, "cpu", arguments.layers, bundled)
+        model = load(name, torch.float32 if arguments.device == "cpu" else torch.float16, arguments.device, arguments.layers, bundled)
         for prefix in arguments.prefix:
-            rows.append(cell(name, model, prefix, arguments.rounds) | dict(about=about("cpu")))
+            rows.append(cell(name, model, prefix, arguments.rounds) | dict(about=about(arguments.device)))
             print(f"{name}, {prefix}: {rows[-1]['ms']}, first {rows[-1]['first_call_s']}", file=sys.stderr)
     show(rows)
     if arguments.json:

@@ -40,7 +40,8 @@ def load(name: str, dtype, device: str, layers: int | None = None, path: str | N
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
     else:
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(with_layers(CONFIGS[name](), layers), dtype=dtype, attn_implementation="sdpa")
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(with_layers(CONFIGS[name](), layers), dtype=dtype, attn_implementation="sdpa")
     return model.eval().to(device)
 
 

@@ -108,9 +108,18 @@ def serving(rows: list[dict], file) -> None:
     panels(grouped(points, lambda row: row["panel"]), draw, "", file)
 
 
+def reorder(rows: list[dict], file) -> None:
+    """Milliseconds a layer over tokens, a panel per layout and operation."""
+    def draw(axis, mine):
+        lines(axis, mine, "tokens", "ms")
+        axis.set(yscale="log", xlabel="tokens")
+
+    panels(grouped(rows, lambda row: f"{row['layout']}, {row['operation']}"), draw, "ms a layer, cold caches", file)
+
+
 def draw(rows: list[dict], file) -> None:
     """The plot of these results, by the benchmark that they name."""
-    kinds = dict(attend=attend, quantize=quantize, generate=generate, memory=memory, serving=serving)
+    kinds = dict(attend=attend, quantize=quantize, generate=generate, memory=memory, serving=serving, reorder=reorder)
     kinds[kind_of(rows)](rows, file)
 
 

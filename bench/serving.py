@@ -2,19 +2,24 @@
 
     python bench/serving.py --json bench/results/serving-cpu.json
     python bench/serving.py --model tiny-gemma3 --requests 64 --memory 4 8
+    python bench/serving.py --device cuda --model Qwen2.5-1.5B --prompt 128 4096 --memory 256 1024 --json bench/results/serving-cuda.json
 
 Each contender gets the same bytes: pages, and for int4kv also its rings of exact rows. The fp pages hold the model's dtype; --fp16-pages
 counts them as fp16, which is what a GPU would hold (the default on the CPU, where models run in fp32). A row tells how many requests ran at
-once, how often one had to be thrown out and read again, tokens per second over all, and whether the texts are those of one at a time.
+once, in how many forward passes, new tokens per second over all, and how many texts are those that the same model writes one at a time.
 """
 
 import argparse
+import os
+import sys
 import time
 
-import timing  # before torch: it pins the threads
+os.environ.setdefault("OMP_PROC_BIND", "false")  # transformers' loop has a thread of its own, which would stay on the main one's core
+import timing
 import output
 import torch
 from machine import about
+from model_configs import CONFIGS, load
 from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.scheduler import Scheduler
 
@@ -47,9 +52,17 @@ class Watched:
         Scheduler._process_candidates = self._plain
 
 
-def prompts(tokenizer, requests: int, shortest: int, longest: int) -> list[list[int]]:
-    """Pieces of the held-out text, log-uniform in length."""
-    ids = tokenizer(models.HELDOUT.read_text(), verbose=False).input_ids
+def load_with_text(name: str, device: str):
+    """A model, and ids for its prompts: of the held-out text, or random ones for random weights."""
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    if name in CONFIGS:
+        return load(name, dtype, device), torch.randint(5, 100_000, (32768,), generator=torch.Generator().manual_seed(1)).tolist()
+    model, tokenizer = models.load(name, device, dtype)
+    return model, tokenizer(models.HELDOUT.read_text(), verbose=False).input_ids
+
+
+def prompts(ids: list[int], requests: int, shortest: int, longest: int) -> list[list[int]]:
+    """Pieces of a text, log-uniform in length."""
     generator = torch.Generator().manual_seed(0)
     lengths = (torch.rand(requests, generator=generator) * torch.tensor(longest / shortest).log()).exp() * shortest
     starts = torch.randint(len(ids) - longest, (requests,), generator=generator).tolist()
@@ -85,23 +98,32 @@ def run(model, contender, config, *rest) -> dict:
         return serve(model, contender, *rest)
 
 
-def alone(model, config, asked, new_tokens: int) -> list[list[int]]:
-    """What the patched model writes for one request at a time."""
-    with int4kv.patched(model, config):
-        found = [model.generate(torch.tensor([ids], device=model.device), max_new_tokens=new_tokens, do_sample=False) for ids in asked]
+def one_by_one(model, asked, new_tokens: int) -> list[list[int]]:
+    """What the model writes for one request at a time."""
+    found = [model.generate(torch.tensor([ids], device=model.device), max_new_tokens=new_tokens, do_sample=False) for ids in asked]
     return [ids[0, len(prompt) :].tolist() for ids, prompt in zip(found, asked)]
 
 
+def alone(model, config, asked, new_tokens: int) -> dict:
+    """The texts of one request at a time, per contender."""
+    fp = one_by_one(model, asked, new_tokens)
+    with int4kv.patched(model, config):
+        return dict(fp=fp, int4kv=one_by_one(model, asked, new_tokens))
+
+
 def measure(model, name, config, asked, expected, mib: float, arguments) -> list[dict]:
-    """A row per contender at one size, their runs taking turns."""
+    """A row per contender at one size, their runs taking turns after one that only warms up."""
     samples = {contender: [] for contender in CONTENDERS}
+    for contender in CONTENDERS:
+        run(model, contender, config, asked[:2], int(mib * 2**20), arguments)
     for round_ in range(arguments.rounds):
         for contender in CONTENDERS[:: 1 if round_ % 2 == 0 else -1]:
             samples[contender].append(run(model, contender, config, asked, int(mib * 2**20), arguments))
+            print(f"{mib} MiB, {contender}: {samples[contender][-1]['seconds']:.1f} s", file=sys.stderr)
     rows, generated = [], len(asked) * arguments.new_tokens
     for contender, runs in samples.items():
         speed = timing.spread([generated / one["seconds"] for one in runs])
-        same = sum(a == b for a, b in zip(runs[0]["texts"], expected)) if contender == "int4kv" else None
+        same = sum(a == b for a, b in zip(runs[0]["texts"], expected[contender]))
         rows.append(dict(benchmark="serving", device=arguments.device, model=name, contender=contender, cache_mib=mib, requests=len(asked),
                          prompt_tokens=sum(map(len, asked)), new_tokens=arguments.new_tokens, page_size=arguments.page_size,
                          fp16_pages=arguments.fp16_pages, tokens_per_s=speed["median"], p10=speed["p10"], p90=speed["p90"],
@@ -114,7 +136,7 @@ def measure(model, name, config, asked, expected, mib: float, arguments) -> list
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-qwen2", help="a bundled model, a folder or a hub id")
+    parser.add_argument("--model", default="tiny-qwen2", help=f"a bundled model, a folder, a hub id, or with random weights: {', '.join(CONFIGS)}")
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--prompt", type=int, nargs=2, default=(64, 1024), metavar=("SHORTEST", "LONGEST"), help="tokens")
     parser.add_argument("--new-tokens", type=int, default=32)
@@ -132,9 +154,10 @@ def parse():
 
 def main():
     arguments = parse()
-    model, tokenizer = models.load(arguments.model, arguments.device, torch.float32 if arguments.device == "cpu" else torch.float16)
-    asked = prompts(tokenizer, arguments.requests, *arguments.prompt)
-    config = int4kv.calibrate(model, models.HELDOUT.read_text(), tokenizer=tokenizer, tokens=2048)
+    model, ids = load_with_text(arguments.model, arguments.device)
+    asked = prompts(ids, arguments.requests, *arguments.prompt)
+    config = int4kv.calibrate(model, torch.tensor([ids[:2048]]))
+    print(f"{arguments.model}: {sum(map(len, asked))} tokens of prompts, first one by one", file=sys.stderr)
     expected, rows = alone(model, config, asked, arguments.new_tokens), []
     for mib in arguments.memory:
         rows += measure(model, arguments.model, config, asked, expected, mib, arguments)

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-KINDS = ("attend", "quantize", "generate", "memory", "serving")  # the scripts, and row["benchmark"]
+KINDS = ("attend", "quantize", "generate", "memory", "serving", "reorder")  # the scripts, and row["benchmark"]
 # Change in ms per token against the fp cache, percent, and the prefixes it is stated for: arXiv 2605.05699, abstract (Apple M1, fp16).
 PAPER = {"Gemma-3 1B": ("-3 .. -8", 256, 4096), "Qwen2.5-1.5B": ("-0.7 .. -2.6", 0, 1024)}
 
@@ -59,7 +59,7 @@ SERVING = {
     "tokens held at once": plain("tokens_at_once", ","), "of fp": plain("tokens_at_once_over_fp", ".2f"),
     "requests at once": plain("requests_at_once"), "forward passes": plain("batches"),
     "tokens/s": lambda row: f"{row['tokens_per_s']:.0f} ({row['p10']:.0f}-{row['p90']:.0f})", "over fp": plain("tokens_per_s_over_fp", ".2f"),
-    "same text as alone": lambda row: "-" if row["same_as_alone"] is None else f"{row['same_as_alone']} of {row['requests']}",
+    "same text as alone": lambda row: f"{row['same_as_alone']} of {row['requests']}",
 }
 
 
@@ -72,6 +72,17 @@ def generate_columns(rows: list[dict]) -> dict:
     return {"model": plain("model"), "prefix": plain("prefix"), **{name: cell(name) for name in names},
             "int4kv to dynamic, %": lambda row: change(row, "dynamic"), "the paper's, %": paper_change,
             "to the best fp, %": lambda row: f"{change(row, row['best_fp'])} {row['best_fp'] or ''}"}
+
+
+def reorder_columns(rows: list[dict]) -> dict:
+    """Milliseconds and bytes of each contender, and of the ratio to int4kv the one that is hardest to beat."""
+    def megabytes(name):
+        return lambda row: " / ".join(f"{row['bytes'][name][kind] / 1e6:.2f}" for kind in ("median", "most"))
+
+    columns = {name: plain(name) for name in ("layout", "operation", "beams", "tokens")}
+    for name in rows[0]["ms"]:
+        columns |= {f"{name}, ms": lambda row, name=name: with_spread(row, name, row["ms"][name]), f"{name}, MB": megabytes(name)}
+    return columns | {"best DynamicCache over int4kv": lambda row: f"{min(v for n, v in row['speedup_over'].items() if n != 'int4kv'):.2f}"}
 
 
 def change(row: dict, other: str | None) -> str:
@@ -106,6 +117,8 @@ def tables_of(rows: list[dict]) -> list[tuple]:
         return [("ms per token (in cache and attention); changes by medians (paired by rounds)", generate_columns(rows), rows)]
     if kind == "serving":
         return [("requests of mixed lengths, equal bytes for the cache", SERVING, rows)]
+    if kind == "reorder":
+        return [("sequences of a batch that move, a layer: ms, and MB written by the median and the costliest call", reorder_columns(rows), rows)]
     if kind == "memory":
         return [("above the loaded model", MEMORY, rows)]
     return [("one decode step of attention", ATTEND, rows), ("roofline", ROOFLINE, rows)]

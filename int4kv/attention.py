@@ -25,12 +25,11 @@ def int4kv_attention(module, query, key, value, attention_mask, dropout=0.0, sca
     """
     if not TO_CHECK.isdisjoint(kwargs):
         _check_options(module, kwargs)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if kwargs.get("cache") is not None:  # continuous batching
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         return kwargs["cache"].attend(module.layer_idx, query, key, value, scaling, softcap), None
     read = READ.get(type(key))
     if read is not None and not key.exact:
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         return read(query, key, attention_mask, scaling, softcap).transpose(1, 2), None
     if read is not None:
         key, value = key.k, key.v

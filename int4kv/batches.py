@@ -43,10 +43,15 @@ def select(layer, indices) -> None:
 
 def repeat(layer, repeats: int) -> None:
     """Every sequence `repeats` times, one behind the other."""
-    if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
-        raise ValueError(f"repeats is {repeats!r}; accepted: 1 or more")
+    check_repeats(repeats)
     if layer.codes is not None:
         select(layer, [row for row in range(layer.batch_size) for _ in range(repeats)])
+
+
+def check_repeats(repeats) -> None:
+    """Raise ValueError for anything but a count."""
+    if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
+        raise ValueError(f"repeats is {repeats!r}; accepted: 1 or more")
 
 
 def rows_of(name: str, indices, batch: int) -> list[int]:

@@ -1,5 +1,7 @@
 """Loads the compiled ops and refuses a build that does not fit the torch it meets."""
 
+import os
+
 import torch
 
 
@@ -17,6 +19,12 @@ def check_build(built: str, imported: str) -> None:
         )
 
 
+def check_cpu_choice(wanted: str | None, accepted: tuple[str, ...]) -> None:
+    """Raise ImportError when the environment asks for CPU kernels that this processor cannot run."""
+    if wanted and wanted not in accepted:
+        raise ImportError(f"INT4KV_CPU is {wanted!r}; accepted on this processor: {', '.join(accepted)}, or nothing for the best")
+
+
 def build_info() -> dict:
     """Facts of the compiled library: torch, compiler, format_version, openmp."""
     return _C.build_info()
@@ -25,7 +33,8 @@ def build_info() -> dict:
 def cpu_kernels() -> tuple[str, ...]:
     """The CPU kernels that this processor can run, best first: of "avx512", "avx2", "neon" and "portable".
 
-    The best are used unless the environment variable INT4KV_CPU names others before the first op. All write the same codes and scales.
+    The best are used unless the environment variable INT4KV_CPU names others: an unknown name is refused at import. All write the same
+    codes and scales.
     """
     return _C.cpu_kernels()
 
@@ -70,6 +79,7 @@ def _load():
     check_build(TORCH_VERSION, torch.__version__)
     from . import _C
 
+    check_cpu_choice(os.environ.get("INT4KV_CPU"), _C.cpu_kernels())
     return _C
 
 

@@ -4,11 +4,18 @@
     query heads    0 1    2 3    4 5    6 7      split by transformers
     KV heads       0      1      2      3        split by transformers where every rank gets whole heads
     KV heads       0      0      1      1        of two: each rank holds the one that its queries read
+    all heads      0..7   0..7   0..7   0..7     where transformers gathers what a projection gives: fused ones (Phi-3), norms over all heads
 """
+
+import re
 
 import torch
 
 from .config import kv_heads_of, text_config
+
+
+SPLIT = ("colwise", "local_colwise")  # styles of a tp_plan that leave each rank its part of what a projection gives
+FUSED = ("qkv_proj", "query_key_value", "Wqkv", "c_attn")
 
 
 def held_heads(model) -> slice | None:
@@ -21,7 +28,11 @@ def held_heads(model) -> slice | None:
 
 
 def check_heads(model) -> None:
-    """Raise ValueError when a tensor-parallel model's heads do not go into the number of ranks."""
+    """Raise ValueError when a tensor-parallel model's heads do not go into the number of ranks, or q, k and v are split as one."""
+    for name in FUSED:
+        if _attentions(model, name):
+            raise ValueError(f"model is a {type(model).__name__} whose {name} is split over tensor-parallel ranks; accepted: q_proj, k_proj and "
+                             f"v_proj apart, or {name} as 'colwise_gather_output' in the tp_plan: every rank then holds all heads")
     if not _attentions(model, "q_proj"):
         return
     heads, queries, (_, ranks) = kv_heads_of(model.config), text_config(model.config).num_attention_heads, _place(model)
@@ -56,13 +67,19 @@ def _keep_head(projection, head, heads):
 
 
 def _attentions(model, projection) -> list:
-    """Attention modules whose projection of this name is split over ranks."""
+    """Attention modules of which each rank has a part of what the projection of this name gives."""
     if (getattr(model, "_tp_size", None) or 1) == 1:
         return []
     from torch.distributed.tensor import DTensor
 
-    return [module for module in model.modules()
-            if hasattr(module, "k_proj") and isinstance(getattr(module, projection).weight, DTensor)]
+    return [module for name, module in model.named_modules()
+            if isinstance(getattr(getattr(module, projection, None), "weight", None), DTensor)
+            and _style(model, f"{name}.{projection}") in SPLIT]
+
+
+def _style(model, name) -> str | None:
+    """What the tp_plan says of a module; layers are * there."""
+    return model.tp_plan.get(re.sub(r"\.\d+\.", ".*.", name))
 
 
 def _place(model) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 from devices import DEVICE
-from test_attend import Stored, queries
+from stored_rows import Stored, queries
 from test_format import CODEBOOKS
 
 from int4kv import ops, reference
@@ -36,7 +36,8 @@ def test_one_peak_before_a_flat_tail(codebook):
     stored = Stored(1, 1, 128, 0, KEYS, KEYS, logits=0.1, codebook=codebook)
     q = queries(1, 4, 1, 128)
     stored.k[:, :, :1] = q.mean(1, keepdim=True) * 3
-    ops.quantize_kv(stored.k[:, :, :1], stored.v[:, :, :1] * 0.01, *stored.sides, 0, k_rotation=stored.signs, v_rotation=stored.signs, codebook=codebook)
+    ops.quantize_kv(stored.k[:, :, :1], stored.v[:, :, :1] * 0.01, *stored.sides, 0,
+                    k_rotation=stored.signs, v_rotation=stored.signs, codebook=codebook)
     assert relative_error(stored, q, KEYS) < LIMIT
 
 

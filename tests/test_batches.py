@@ -1,35 +1,20 @@
 """Batches that change: beams that move, sequences that finish and leave, padding on either side; and how many bytes that copies."""
 
 import random
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from cached_layers import chunk, fill, layer
 from devices import DEVICE, on_device
 from tiny_models import random_ids, tiny_qwen2
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import int4kv
 from int4kv.saved.layers import describe
 
-
-class BytesWritten(TorchDispatchMode):
-    """Counts the bytes that copies write."""
-
-    COPIES = {"index_select": lambda out, args: out, "cat": lambda out, args: out, "clone": lambda out, args: out,
-              "copy_": lambda out, args: args[0]}
-
-    def __init__(self):
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        written = self.COPIES.get(function.overloadpacket.__name__)
-        if written is not None:
-            self.bytes += written(out, args).nbytes
-        return out
-
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+from copies import BytesWritten  # noqa: E402
 
 def append(target, tokens, seed):
     """The same tokens in another sequence are other ones: beams part."""

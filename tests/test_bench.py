@@ -245,6 +245,18 @@ def test_memory_writes_the_peaks_of_each_process(run):
         assert row["prefill_over_dynamic"] == pytest.approx(row["prefill_peak_bytes"] / rows[0]["prefill_peak_bytes"])
 
 
+def test_reorder_counts_the_bytes_that_each_cache_copies(run):
+    rows = run("reorder", "--layout", "4q2kv64", "--tokens", 512, "--beams", 3, "--rounds", 3, "--threads", 1)
+    assert [row["operation"] for row in rows] == ["reorder", "select", "repeat"]
+    whole = 2 * 2 * 64 * 4  # bytes of a token in one layer, K and V, 2 heads of 64 channels in float32
+    for row, sequences in zip(rows, (3, 2, 3)):
+        written = row["bytes"]
+        assert set(row["ms"]) == set(row["spread"]) == set(written) == {"int4kv", "dynamic_fp32", "dynamic_bf16"}
+        assert written["dynamic_fp32"]["most"] >= 512 * sequences * whole and written["int4kv"]["most"] < 0.6 * written["dynamic_fp32"]["most"]
+        assert row["speedup_over"]["dynamic_bf16"] == pytest.approx(row["ms"]["dynamic_bf16"] / row["ms"]["int4kv"])
+    assert rows[0]["bytes"]["int4kv"]["most"] < 0.2 * rows[0]["bytes"]["dynamic_fp32"]["most"]
+
+
 def test_serving_fills_the_same_bytes(run):
     fp, int4 = run("serving", "--requests", 4, "--prompt", 8, 200, "--new-tokens", 3, "--memory", 2, "--rounds", 1)
     assert (fp["contender"], int4["contender"]) == ("fp", "int4kv") and fp["fp16_pages"]

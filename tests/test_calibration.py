@@ -207,7 +207,7 @@ def test_a_saved_config_is_the_same_when_loaded(tmp_path, calibrated, with_tenso
 def test_a_save_that_fails_leaves_what_was_there(tmp_path, calibrated, monkeypatch):
     calibrated.save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr("pathlib.Path.replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         calibrated.with_overrides(recent=0).save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from devices import DEVICE
-from test_attend import Stored, queries
+from stored_rows import Stored, queries
 from test_format import buffers, same_bits
 from torch._subclasses.fake_tensor import FakeTensorMode
 

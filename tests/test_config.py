@@ -10,7 +10,8 @@ import int4kv
 
 BAD_CONFIG = [
     (dict(bits=6), "bits is 6; accepted: 3, 4, 5, 8, 16"), (dict(bits=(4, 4, 4)), r"bits is \(4, 4, 4\); accepted: one value or a pair"),
-    (dict(bits=True), "bits is True"), (dict(codebook="nf4"), "codebook is 'nf4'; accepted: 'lloyd'"), (dict(group_size=48), "group_size is 48; accepted: None"),
+    (dict(bits=True), "bits is True"),
+    (dict(codebook="nf4"), "codebook is 'nf4'; accepted: 'lloyd'"), (dict(group_size=48), "group_size is 48; accepted: None"),
     (dict(rotation="fft"), "rotation is 'fft'"), (dict(centre="mean"), "centre is 'mean'; accepted: 'prompt'"),
     (dict(centre="calibrated"), "calibration is None; accepted: the result of int4kv.calibrate, for centre"),
     (dict(rotation=("hadamard", "learned")), "calibration is None; accepted: the result of int4kv.calibrate, for rotation"),

@@ -64,7 +64,8 @@ def test_headers_of_another_major_version_are_refused(cuda_torch, monkeypatch, t
         cuda_headers.folders()
 
 
-@pytest.mark.parametrize("source", sorted([*ROOT.glob("csrc/cuda/*.cpp"), *ROOT.glob("csrc/gpu/*.cpp")]), ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("source", sorted([*ROOT.glob("csrc/cuda/*.cpp"), *ROOT.glob("csrc/gpu/*.cpp")]),
+                         ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_the_host_code_compiles(cuda_torch, tmp_path, source):
     macros = tmp_path / "c10" / "cuda" / "impl" / "cuda_cmake_macros.h"
     macros.parent.mkdir(parents=True)

@@ -39,10 +39,11 @@ def program(tmp_path_factory):
         patch.setattr(cuda_headers.torch.version, "cuda", "13.0")
         headers = cuda_headers.folders()
     embed_cuda.embed_metal.write(folder / "int4kv_cuda_source.h", embed_cuda.header(embed_cuda.source()))
-    sources = [ROOT / "tests/cuda/compile_kernels.cpp", *(ROOT / "csrc" / name for name in ("cuda/compile.cpp", "cuda/disk_cache.cpp", "cuda/driver.cpp", "gpu/kernel.cpp"))]
+    names = "cuda/compile.cpp", "cuda/disk_cache.cpp", "cuda/driver.cpp", "gpu/kernel.cpp"
+    sources = [ROOT / "tests/cuda/compile_kernels.cpp", *(ROOT / "csrc" / name for name in names)]
     include = [part for place in (library / "include", *headers) for part in ("-isystem", str(place))]
-    subprocess.run(["c++", "-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{folder}", *include, *map(str, sources), "-o", str(folder / "compile_kernels"),
-                    f"-L{library / 'lib'}", "-lc10", f"-Wl,-rpath,{library / 'lib'}", "-ldl"], check=True)
+    subprocess.run(["c++", "-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{folder}", *include, *map(str, sources),
+                    "-o", str(folder / "compile_kernels"), f"-L{library / 'lib'}", "-lc10", f"-Wl,-rpath,{library / 'lib'}", "-ldl"], check=True)
     return folder / "compile_kernels"
 
 

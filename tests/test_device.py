@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from devices import DEVICE, TOLERANCE, on_cpu, on_device
-from test_attend import assert_close
+from stored_rows import assert_close
 from test_format import buffers, same_bits
 
 from int4kv import ops, reference

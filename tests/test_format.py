@@ -171,6 +171,13 @@ def test_rows_that_are_hard_to_round(bits, book):
 
 
 @pytest.mark.parametrize("bits", [3, 4, 5])
+def test_a_value_that_vanishes_beside_the_largest_is_not_negative(bits):
+    x = torch.full((1, 1, 1, 64), -1e-44)
+    x[..., 0] = 1e4
+    check_bits(x, 0, 0, 64, bits, "lloyd", {})
+
+
+@pytest.mark.parametrize("bits", [3, 4, 5])
 def test_the_lloyd_scale_is_unbiased(bits):
     """The decoded row, as a key, scores x itself at |x|^2, to the rounding of an fp16 scale."""
     x = torch.randn(1, 1, 200, 128, generator=torch.Generator().manual_seed(1))

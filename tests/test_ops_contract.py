@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from devices import DEVICE
-from test_attend import Stored, queries
+from stored_rows import Stored, queries
 from test_format import buffers, same_bits
 
 from int4kv import ops

@@ -6,7 +6,7 @@ import pytest
 import torch
 from devices import DEVICE, TOLERANCE, on_cpu, on_device
 from pages import Paged, int32, pool, random, side
-from test_attend import assert_close
+from stored_rows import assert_close
 from test_format import BITS, CODEBOOKS, same_bits
 
 from int4kv import ops, reference_paged

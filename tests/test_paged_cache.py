@@ -143,8 +143,11 @@ def test_what_does_not_fit_is_refused(model):
     model(random_ids(2, 5), past_key_values=cache)
     with pytest.raises(ValueError, match="key_states has 1 rows; this cache has 2"):
         model(random_ids(1, 1), past_key_values=cache)
-    with pytest.raises(ValueError, match="indices has 2; accepted: rows of this cache"):
-        cache.batch_select_indices(torch.tensor([2]))
+    for name, move in (("indices", cache.batch_select_indices), ("beam_idx", cache.reorder_cache)):
+        with pytest.raises(ValueError, match=rf"{name} is \[2\]; accepted: indices from -2 to 1, or a bool mask \[2\]: the cache holds 2"):
+            move(torch.tensor([2]))
+    with pytest.raises(ValueError, match="repeats is 0; accepted: 1 or more"):
+        cache.batch_repeat_interleave(0)
     with pytest.raises(ValueError, match="lengths has 1 entries; accepted: 2"):
         cache.crop_rows([1])
     with pytest.raises(ValueError, match="other is a cache of another pool"):

@@ -97,6 +97,17 @@ def test_sliding_layers_give_back_what_nobody_sees():
     assert sequence.length == 180
 
 
+def test_a_crop_does_not_bring_back_what_a_first_chunk_left_out():
+    """Of 100 tokens at once a window of 24 and the rollback keep the last 55; the page that these start in has room for more."""
+    target = pool(model=tiny_gemma3(), sequences=2, pages=32)
+    sequence = target.new()[0]
+    write(target, [(sequence, 100)])
+    with pytest.raises(ValueError, match="crop to 67 of 100 tokens; a sliding window of 24 tokens keeps"):
+        target.crop(sequence, 67)
+    target.crop(target.fork(sequence), 68)
+    assert sequence.length == 100
+
+
 def test_out_of_pages_changes_nothing_and_harms_nobody():
     target = pool(pages=4)
     first, second = target.new(2)

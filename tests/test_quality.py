@@ -1,7 +1,7 @@
 """The promise on quality: the bundled models on held-out text, decoding one token at a time up to a context of 2048.
 
 Eight windows of it here, for time; bench/quality.py reads as many as asked for. What the recipe is worth is measured on the
-CPU: codes are the same bits on every device, and reading them agrees within the tolerance of test_attend.py.
+CPU: codes are the same bits on every device, and reading them agrees within the tolerance of devices.py.
 """
 
 from pathlib import Path

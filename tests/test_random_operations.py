@@ -14,7 +14,7 @@ from int4kv import reference
 from int4kv.attention import attend_chunk
 from int4kv.config import ROLLBACK
 from int4kv.layer import Int4Layer
-from int4kv.saved import container
+from int4kv.saved import container, pages
 from int4kv.saved.layers import describe, restore
 
 HEADS, HEAD_DIM, WINDOW, RECENT = 1, 32, 20, 6
@@ -99,18 +99,27 @@ class Caches:
         self.paged.batch_select_indices(torch.tensor(chosen))
         self.rows = [copy.deepcopy(self.rows[i]) if i in chosen[:place] else self.rows[i] for place, i in enumerate(chosen)]
 
-    def save_and_load(self, place, file):
-        """The contiguous layers of a row go on as what a file gave back."""
-        layers, plain = self.rows[place]
+    def save_and_load(self, place, crossed, file):
+        """A row goes on as what files gave back: the contiguous layers from theirs and the pages from theirs, or crossed over."""
+        layers, _ = self.rows[place]
+        sequence, pool = self.paged.sequences[place], self.paged.pool
+        contiguous = [written_and_read(file, *describe(layer)) for layer in layers]
+        paged = [written_and_read(file, *pages.describe(pool, sequence, i, torch.float32)) for i in range(len(layers))]
+        to_layers, to_pages = (paged, contiguous) if crossed else (contiguous, paged)
         for i, layer in enumerate(layers):
-            numbers, tensors = describe(layer)
-            container.write(file, json.dumps(numbers), tensors)
-            text, tensors = container.read(file)
             layers[i] = Int4Layer(CONFIG, sliding_window=layer.sliding_window)
-            restore(layers[i], json.loads(text), tensors, DEVICE)
+            restore(layers[i], *to_layers[i], DEVICE)
+        self.paged.sequences[place] = pages.restore(pool, *zip(*to_pages))
+        pool.free(sequence)
 
     def check(self):
         assert self.paged.lengths == self.lengths() == [layers[0].length for layers, _ in self.rows]
+
+
+def written_and_read(file, numbers, tensors):
+    container.write(file, json.dumps(numbers), tensors)
+    text, tensors = container.read(file)
+    return json.loads(text), tensors
 
 
 def append(choose, caches):
@@ -124,7 +133,8 @@ def append(choose, caches):
 
 
 def crop(choose, caches):
-    least = [layers[1].codes.start + WINDOW - 1 if layers[1].codes.start else 0 for layers, _ in caches.rows]  # sliding layers forget
+    starts = [max(layers[1].codes.start, row.tables[1].start) for (layers, _), row in zip(caches.rows, caches.paged.sequences)]
+    least = [start + WINDOW - 1 if start else 0 for start in starts]  # sliding layers forget
     caches.crop([choose.randint(max(min(n, low), n - ROLLBACK), n) for n, low in zip(caches.lengths(), least)])
 
 
@@ -151,7 +161,7 @@ def test_random_operations_agree_and_leak_nothing(tmp_path):
     def save_and_load(choose, caches):
         place = choose.randrange(len(caches.rows))
         if caches.lengths()[place]:
-            caches.save_and_load(place, tmp_path / "row.safetensors")
+            caches.save_and_load(place, choose.random() < 0.5, tmp_path / "row.safetensors")
 
     choose = random.Random(6)
     pool = int4kv.PagePool(MODEL, CONFIG, pages=3 * MOST_ROWS * (LONGEST // 8 + 2), sequences=3 * MOST_ROWS, page_size=8, device=DEVICE)

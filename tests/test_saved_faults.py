@@ -2,6 +2,7 @@
 error; never another cache."""
 
 import errno
+import fcntl
 import os
 import random
 import resource
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from tiny_models import random_ids, tiny_qwen2
 
 import int4kv
+from int4kv.replacing import replacing
 from int4kv.saved import container
 
 pytestmark = pytest.mark.cpu_only
@@ -68,10 +70,12 @@ def test_a_writer_killed_at_any_time_leaves_the_old_file_or_the_new_one(tmp_path
         assert any(same(found, one) for one in contents)
         kept += found[0] != contents[turn % 2][0]
     assert 0 < kept < 40  # killed before and after the new file was in its place
-    assert all(name == "saved" or name.startswith(".saved.") for name in leftovers(tmp_path))
+    assert set(leftovers(tmp_path)) <= {"saved", ".saved.saving"}
+    container.write(file, *contents[0])
+    assert leftovers(tmp_path) == ["saved"]
 
 
-STEPS = {"mkdir": "old", "save_file": "old", "fsync": "old", "replace": "old", "rmdir": "new"}
+STEPS = {"mkdir": "old", "flock": "old", "save_file": "old", "fsync": "old", "replace": "old", "rmdir": "new"}
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -81,7 +85,7 @@ def test_a_writer_killed_at_every_step(step, when, tmp_path):
     container.write(file, *old)
 
     def write_and_die():
-        module = container if step == "save_file" else os
+        module = {"save_file": container, "flock": fcntl}.get(step, os)
         original = getattr(module, step)
 
         def killed(*args, **options):
@@ -95,8 +99,36 @@ def test_a_writer_killed_at_every_step(step, when, tmp_path):
     assert how_it_ended(in_a_child(write_and_die)) == -signal.SIGKILL
     expected = new if (step, when) == ("replace", "after") or STEPS[step] == "new" else old
     assert same(container.read(file), expected)
-    container.write(file, *new)  # what was left behind is in nobody's way
-    assert same(container.read(file), new)
+    container.write(file, *new)  # what was left behind is in nobody's way, and cleaned
+    assert same(container.read(file), new) and leftovers(tmp_path) == ["saved"]
+
+
+def test_a_second_writer_waits_for_the_first(tmp_path):
+    file = tmp_path / "saved"
+    with replacing(file) as temporary:
+        temporary.write_text("first")
+        second = in_a_child(lambda: container.write(file, *content(1)))
+        time.sleep(0.3)
+        assert os.waitpid(second, os.WNOHANG) == (0, 0) and temporary.read_text() == "first" and not file.exists()
+    assert how_it_ended(second) == 0
+    assert same(container.read(file), content(1)) and leftovers(tmp_path) == ["saved"]
+
+
+def test_writers_at_once_leave_one_whole_file(tmp_path):
+    file, contents = tmp_path / "saved", [content(seed, 200) for seed in range(3)]
+    children = [in_a_child(lambda one=one: [container.write(file, *one) for _ in range(50)]) for one in contents]
+    assert [how_it_ended(child) for child in children] == [0, 0, 0]
+    assert any(same(container.read(file), one) for one in contents) and leftovers(tmp_path) == ["saved"]
+
+
+def test_files_have_the_mode_of_any_new_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        container.write(tmp_path / "saved", *content(0))
+        int4kv.Int4KVConfig().save(tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {"saved": "0o640", "int4kv.json": "0o640"}
 
 
 def save_within(limit, cache, file, model):
@@ -147,6 +179,22 @@ def test_a_disk_that_fails_late_is_an_error_and_the_old_file_stays(step, tmp_pat
         container.write(file, *content(1))
     monkeypatch.undo()
     assert same(container.read(file), content(0)) and leftovers(tmp_path) == ["saved"]
+
+
+def test_a_config_is_written_as_safely(tmp_path, monkeypatch):
+    int4kv.Int4KVConfig(bits=5).save(tmp_path)
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(descriptor))
+    int4kv.Int4KVConfig(bits=8).save(tmp_path)
+    assert len(flushed) == 2  # the file, and its name
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="int4kv.json could not be written .*No space left on device.*; what was there before is as it was"):
+        int4kv.Int4KVConfig(bits=3).save(tmp_path)
+    assert int4kv.Int4KVConfig.load(tmp_path).bits == 8 and leftovers(tmp_path) == ["int4kv.json"]
 
 
 def test_no_such_folder(tmp_path, model, cache):

@@ -106,7 +106,7 @@ def test_chat(client, folder, expected, stream):
 
 
 def test_more_clients_than_requests_at_once(client, expected):
-    """20 clients at a time, 8 rings: all are answered, each with its own text."""
+    """20 clients, 8 requests at a time: all are answered, each with its own text."""
     prompts, found = [f"Changed in version 3.{i}: " for i in range(20)], {}
 
     def ask(prompt):

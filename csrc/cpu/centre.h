@@ -1,5 +1,7 @@
 // The vector that quantize takes off the rows of a head, and reading adds again.
 #pragma once
+#include <algorithm>
+
 #include "../ops.h"
 
 namespace int4kv {
@@ -18,17 +20,14 @@ struct Centre {
   }
 };
 
-// of(b, h, t) for the rows begin .. end of [batch, heads, tokens]: divisions once, not for every row.
+// of(b, h, t, count) for the rows begin .. end of [batch, heads, tokens], as runs of at most `most` tokens of one head.
 template <typename Of>
-void for_rows(int64_t begin, int64_t end, int64_t heads, int64_t tokens, Of of) {
-  int64_t t = begin % tokens, h = begin / tokens % heads, b = begin / tokens / heads;
-  for (int64_t i = begin; i < end; ++i) {
-    of(b, h, t);
-    if (++t < tokens) continue;
-    t = 0;
-    if (++h < heads) continue;
-    h = 0;
-    ++b;
+void for_runs(int64_t begin, int64_t end, int64_t heads, int64_t tokens, int64_t most, Of of) {
+  while (begin < end) {
+    const int64_t head = begin / tokens, t = begin % tokens;
+    const int64_t count = std::min({most, end - begin, tokens - t});
+    of(head / heads, head % heads, t, count);
+    begin += count;
   }
 }
 

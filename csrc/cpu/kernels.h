@@ -13,6 +13,8 @@ struct Packing {
   int bits, codebook;
 };
 
+constexpr int kRowsTogether = 8, kMostGroups = kRowsTogether * INT4KV_MAX_HEAD_DIM / INT4KV_UNIT;
+
 struct Kernels {
   const char* name;  // avx512, avx2, neon or portable
 
@@ -25,12 +27,18 @@ struct Kernels {
   void (*rotate)(float* row, int64_t head_dim, int64_t block, const float* signs);
   void (*unrotate)(float* row, int64_t head_dim, int64_t block, const float* signs);
 
+  // `count` rows, `apart` bytes from one to the next, as load_row and then rotate do it, to rows [count, head_dim].
+  void (*load_rotated)(
+      const char* from, int64_t apart, int64_t stride, Number type, int64_t count, int64_t head_dim, const float* centre, int64_t block,
+      const float* signs, float* rows);
+
   // row = matrix * row and row = matrix^T * row, matrix [head_dim, head_dim]; both add channel after channel.
   void (*multiply)(float* row, int64_t head_dim, const float* matrix);
   void (*multiply_transposed)(float* row, int64_t head_dim, const float* matrix);
 
-  // A centred, rotated row to packed codes and scales, and back.
-  void (*encode)(const float* row, const Packing& packing, uint8_t* codes, uint16_t* scales);
+  // Centred, rotated rows [count, head_dim], at most kRowsTogether, to packed codes, codes[i] those of row i, and scales
+  // [count, scales of a row]; a row from its codes and scales.
+  void (*encode)(const float* rows, int64_t count, const Packing& packing, uint8_t* const* codes, uint16_t* scales);
   void (*decode)(const uint8_t* codes, const uint16_t* scales, const Packing& packing, float* row);
 
   // attend: a tile from where it is stored; a block of query rows before its first tile, over one tile, and after its last one.

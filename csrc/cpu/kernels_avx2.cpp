@@ -24,7 +24,7 @@ namespace int4kv::avx2 {
 
 extern const Kernels kKernels = {
     "avx2",
-    load_row, store_row, rotate, unrotate, multiply, multiply_transposed, encode, decode,
+    load_row, store_row, rotate, unrotate, load_rotated, multiply, multiply_transposed, encode, decode,
     load_tile, start_block, attend_tile, finish_block,
 };
 

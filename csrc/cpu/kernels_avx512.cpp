@@ -29,7 +29,7 @@ namespace int4kv::avx512 {
 
 extern const Kernels kKernels = {
     "avx512",
-    load_row, store_row, rotate, unrotate, multiply, multiply_transposed, encode, decode,
+    load_row, store_row, rotate, unrotate, load_rotated, multiply, multiply_transposed, encode, decode,
     load_tile, start_block, attend_tile, finish_block,
 };
 

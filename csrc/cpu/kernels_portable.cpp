@@ -15,7 +15,7 @@ namespace int4kv::portable {
 
 extern const Kernels kKernels = {
     "portable",
-    load_row, store_row, rotate, unrotate, multiply, multiply_transposed, encode, decode,
+    load_row, store_row, rotate, unrotate, load_rotated, multiply, multiply_transposed, encode, decode,
     load_tile, start_block, attend_tile, finish_block,
 };
 

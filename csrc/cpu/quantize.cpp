@@ -53,10 +53,12 @@ at::Tensor dequantize(
   const Rows rows(out);
   at::parallel_for(0, batch * heads * tokens, kRowsPerThread, [&](int64_t begin, int64_t stop) {
     alignas(64) float row[INT4KV_MAX_HEAD_DIM];
-    for_rows(begin, stop, heads, tokens, [&](int64_t b, int64_t h, int64_t t) {
-      source.decode(b, h, start + t, head_dim, row);
-      back.invert(row, h, head_dim);
-      store_row(rows, b, h, t, head_dim, row, centres.of(b, h));
+    for_runs(begin, stop, heads, tokens, tokens, [&](int64_t b, int64_t h, int64_t t, int64_t count) {
+      for (const int64_t last = t + count; t < last; ++t) {
+        source.decode(b, h, start + t, head_dim, row);
+        back.invert(row, h, head_dim);
+        store_row(rows, b, h, t, head_dim, row, centres.of(b, h));
+      }
     });
   });
   return out;

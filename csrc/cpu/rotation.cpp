@@ -19,6 +19,18 @@ const float* Rotation::matrix(int64_t head, int64_t head_dim) const {
   return by_.const_data_ptr<float>() + (by_.dim() == 3 ? head * head_dim * head_dim : 0);
 }
 
+void Rotation::load(
+    const Rows& x, int64_t b, int64_t h, int64_t t, int64_t count, int64_t head_dim, const float* centre, float* rows) const {
+  if (by_.defined() && block_ > 0) {
+    const float* signs = by_.const_data_ptr<float>();
+    return kernels().load_rotated(x.row(b, h, t), x.token, x.channel, x.number(), count, head_dim, centre, block_, signs, rows);
+  }
+  for (int64_t i = 0; i < count; ++i, rows += head_dim) {
+    load_row(x, b, h, t + i, head_dim, rows, centre);
+    apply(rows, h, head_dim);
+  }
+}
+
 void Rotation::apply(float* x, int64_t head, int64_t head_dim) const {
   if (!by_.defined()) return;
   if (block_ == 0) return kernels().multiply(x, head_dim, matrix(head, head_dim));

@@ -6,7 +6,7 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
-#include "../ops.h"
+#include "rows.h"
 
 namespace int4kv {
 
@@ -16,6 +16,8 @@ class Rotation {
   // [heads, head_dim, head_dim].
   Rotation(const OptionalTensor& rotation, int64_t head_dim);
 
+  // rows [count, head_dim] = R (x - centre) of `count` tokens from t on; no centre: null.
+  void load(const Rows& x, int64_t b, int64_t h, int64_t t, int64_t count, int64_t head_dim, const float* centre, float* rows) const;
   void apply(float* x, int64_t head, int64_t head_dim) const;
   void invert(float* x, int64_t head, int64_t head_dim) const;
 

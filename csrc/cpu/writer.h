@@ -59,7 +59,7 @@ struct Writer {
   }
 
   void write(int64_t begin, int64_t end) const {
-    for_rows(begin, end, heads, tokens, [this](int64_t b, int64_t h, int64_t t) { write_row(b, h, t); });
+    for_runs(begin, end, heads, tokens, kRowsTogether, [this](int64_t b, int64_t h, int64_t t, int64_t count) { write_run(b, h, t, count); });
   }
 
  private:
@@ -87,20 +87,34 @@ struct Writer {
     return {t >= tokens - recent->capacity ? b : -1, (position + t) % recent->capacity};
   }
 
-  void write_row(int64_t b, int64_t h, int64_t t) const {
-    const Slot to = slot_of(b, t), exact = recent_slot_of(b, t);
-    if (to.batch < 0 && exact.batch < 0) return;
-    alignas(64) float row[INT4KV_MAX_HEAD_DIM];
-    load_row(x, b, h, t, packing.head_dim, row, centre.of(b, h));
-    rotation.apply(row, h, packing.head_dim);
-    if (exact.batch >= 0) store_row(*recent, exact.batch, h, exact.slot, packing.head_dim, row);
-    if (to.batch >= 0) packed ? write_packed(to, h, row) : store_row(codes, to.batch, h, to.slot, packing.head_dim, row);
+  void write_run(int64_t b, int64_t h, int64_t t, int64_t count) const {
+    alignas(64) float rows[kRowsTogether * INT4KV_MAX_HEAD_DIM];
+    const int64_t head_dim = packing.head_dim;
+    rotation.load(x, b, h, t, count, head_dim, centre.of(b, h), rows);
+    for (int64_t i = 0; i < count; ++i) {
+      const Slot to = recent_slot_of(b, t + i);
+      if (to.batch >= 0) store_row(*recent, to.batch, h, to.slot, head_dim, rows + i * head_dim);
+    }
+    if (packed) return write_packed(b, h, t, count, rows);
+    for (int64_t i = 0; i < count; ++i) {
+      const Slot to = slot_of(b, t + i);
+      if (to.batch >= 0) store_row(codes, to.batch, h, to.slot, head_dim, rows + i * head_dim);
+    }
   }
 
-  void write_packed(Slot to, int64_t h, const float* row) const {
-    uint16_t found[2 * INT4KV_MAX_HEAD_DIM / INT4KV_UNIT];
-    kernels().encode(row, packing, reinterpret_cast<uint8_t*>(codes.row(to.batch, h, to.slot)), found);
-    for (int64_t i = 0; i < stored_scales; ++i) scales.at<uint16_t>(to.batch, h, to.slot, i) = found[i];
+  void write_packed(int64_t b, int64_t h, int64_t t, int64_t count, const float* rows) const {
+    uint8_t nowhere[INT4KV_MAX_HEAD_DIM], *to_codes[kRowsTogether];
+    uint16_t found[kRowsTogether * 2 * INT4KV_MAX_HEAD_DIM / INT4KV_UNIT];
+    Slot to[kRowsTogether];
+    for (int64_t i = 0; i < count; ++i) {
+      to[i] = slot_of(b, t + i);
+      to_codes[i] = to[i].batch < 0 ? nowhere : reinterpret_cast<uint8_t*>(codes.row(to[i].batch, h, to[i].slot));
+    }
+    kernels().encode(rows, count, packing, to_codes, found);
+    for (int64_t i = 0; i < count; ++i) {
+      if (to[i].batch < 0) continue;
+      for (int64_t s = 0; s < stored_scales; ++s) scales.at<uint16_t>(to[i].batch, h, to[i].slot, s) = found[i * stored_scales + s];
+    }
   }
 };
 

@@ -9,13 +9,12 @@ from transformers.generation.continuous_batching.cache import (
 )
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 
-from ..config import ROLLBACK, Int4KVConfig
+from ..config import Int4KVConfig
 from ..paging.batch import Span, Step
-from ..paging.layer import PagedLayer
+from ..paging.layer import PagedLayer, plan_layers
 from ..paging.layout import PageLayout, aligned
-from ..paging.rings import Rings
-from ..side import sides_of
 from .allocators import PackedPages, PackedSlidingPages
+from .rings import SectorPool, SectorRings, sectors_of
 
 
 def with_names(function, **names) -> FunctionType:
@@ -36,40 +35,37 @@ def with_names(function, **names) -> FunctionType:
 
 
 class PackedMemory(PagedAttentionMemoryHandler):
-    """How much fits: rings take their part of the memory, at most half. Masks and unpacked copies do not exist, and take none."""
+    """How much fits. Masks and unpacked copies do not exist, and take no room. ring_bytes: of the exact rows of a request."""
 
-    def __init__(self, cache: "Int4PagedAttentionCache", ring_bytes: int, **settings):
+    def __init__(self, ring_bytes: int, **settings):
         super().__init__(**settings)
-        self.cache, self.ring_bytes = cache, ring_bytes
+        self.ring_bytes = ring_bytes
         self.num_attention_masks, self.kv_heads_at_peak = 0, 0
 
     def infer_max_batch_tokens_and_num_sectors(self):
         max_batch_tokens, sectors = super().infer_max_batch_tokens_and_num_sectors()
-        held, needed = sectors * self.bytes_per_sector, 2 * self.ring_bytes + self.bytes_per_sector
-        if held < needed:
-            raise ValueError(f"num_blocks or max_memory_percent leave {held} bytes for the cache; accepted: {needed} or more")
-        self.cache.ring_count = min(self.cb_config.max_requests_per_batch, held // 2 // self.ring_bytes if self.ring_bytes else sys.maxsize)
-        return max_batch_tokens, (held - self.cache.ring_count * self.ring_bytes) // self.bytes_per_sector
+        needed = sectors_of(self.ring_bytes, self.bytes_per_sector) + self.num_groups
+        if sectors < needed:
+            raise ValueError(f"num_blocks or max_memory_percent leave {sectors * self.bytes_per_sector} bytes for the cache; accepted: "
+                             f"{needed * self.bytes_per_sector} or more")
+        return max_batch_tokens, sectors
 
 
 class Int4PagedAttentionCache(PagedAttentionCache):
     """int4: how rows are stored. The other arguments are transformers', by name. num_blocks counts the bytes of so many fp blocks.
 
-    A running request has a ring from its first token to its last: requests beyond the rings wait, as they do for pages.
+    A running request has a ring from its first token to its last, in the same memory: where no room is left for one it waits, as for pages.
     """
 
     def __init__(self, *, int4: Int4KVConfig, config, continuous_batching_config, device, dtype, **settings):
         self.int4, self.exact = int4, int4.prefill == "exact"
         count, heads, head_dim = config.num_hidden_layers, find_num_key_value_heads(config), find_head_dim(config)
-        self._configs = [int4.for_layer(i, count) for i in range(count)]
-        self._sides = {i: sides_of(one, i, heads, head_dim, device) for i, one in enumerate(self._configs)}
-        exact = [i for i, one in enumerate(self._configs) if one.recent]
-        ring = (len(exact), heads, int4.recent + ROLLBACK if exact else 0, head_dim)
+        self._configs, self._sides, ring = plan_layers(int4, count, heads, head_dim, device, rollback=0)
         allocators = self._allocators(config, continuous_batching_config.page_size, dtype)
-        make = with_names(PagedAttentionCache.__init__, ATTN_TYPE_TO_ALLOCATOR=allocators,
-                          PagedAttentionMemoryHandler=partial(PackedMemory, self, Rings.nbytes_each(*ring)))
+        make = with_names(PagedAttentionCache.__init__, ATTN_TYPE_TO_ALLOCATOR=allocators, CachePool=SectorPool,
+                          PagedAttentionMemoryHandler=partial(PackedMemory, ring.nbytes))
         make(self, config=config, continuous_batching_config=continuous_batching_config, device=device, dtype=dtype, **settings)
-        self.rings = Rings(self.ring_count, exact, *ring[1:], device)
+        self.rings = SectorRings(self.pool, self.cache_tensor, self.bytes_per_sector, ring)
         self.layers = {i: self._layer(i) for i in range(count)}
         self._running: dict[str, tuple[int, int]] = {}  # request -> its ring, and the first token that lies in it
         self._ring_copies: list[tuple[int, int]] = []
@@ -90,28 +86,32 @@ class Int4PagedAttentionCache(PagedAttentionCache):
     @property
     def nbytes(self) -> int:
         """Bytes of all pages and rings, in use or not."""
-        return self.cache_tensor.numel() + self.rings.nbytes
+        return self.cache_tensor.numel()
 
     def check_fits(self, state) -> None:
         """ValueError for a request that this cache could not hold even if it were alone."""
         prompt = len(state.initial_tokens)
         total = prompt + max((state.max_new_tokens or 1) - 1, 0)
         blocks = {name: allocator.blocks_for(prompt, total) for name, allocator in self.cache_allocators.items()}
-        sectors = sum(-(-n // self.cache_allocators[name].blocks_per_sector) for name, n in blocks.items())
+        sectors = self.rings.sectors + sum(-(-n // self.cache_allocators[name].blocks_per_sector) for name, n in blocks.items())
         if sectors > self.num_sectors:
             needed = " and ".join(f"{n} pages of {name}" for name, n in blocks.items())
-            raise ValueError(f"request {state.request_id} has {prompt} tokens and max_new_tokens {state.max_new_tokens}, {needed}: "
+            raise ValueError(f"request {state.request_id} has {prompt} tokens and max_new_tokens {state.max_new_tokens}, {needed} and a ring: "
                              f"{sectors * self.bytes_per_sector} bytes; accepted: up to {self.num_sectors * self.bytes_per_sector}, all there are")
 
     # ---- requests come and go ------------------------------------------------------------------------------------
 
     def can_store_request_tokens(self, state, request_len, dry_run=False):
-        starts = state.request_id not in self._running
-        if starts and not self.rings.free:
+        if state.request_id in self._running:
+            return super().can_store_request_tokens(state, request_len, dry_run)
+        ring = self.rings.take()
+        if ring is None:
             return False
         fits = super().can_store_request_tokens(state, request_len, dry_run)
-        if fits and starts and not dry_run:
-            self._running[state.request_id] = self.rings.take(), state.current_len()
+        if fits and not dry_run:
+            self._running[state.request_id] = ring, state.current_len()
+        else:
+            self.rings.release(ring)
         return fits
 
     def free_blocks(self, request_id, no_cache=False):
@@ -128,11 +128,14 @@ class Int4PagedAttentionCache(PagedAttentionCache):
             self.rings.release(self._running.pop(request_id)[0])
 
     def prepare_fork_request(self, src_state, dst_req_ids, copy_src_and_dst):
-        forked = super().prepare_fork_request(src_state, dst_req_ids[: self.rings.free], copy_src_and_dst)
-        ring, start = self._running[src_state.request_id]
-        for request_id in forked:
-            self._running[request_id] = self.rings.take(), start
-            self._ring_copies.append((ring, self._running[request_id][0]))
+        rings = [ring for ring in (self.rings.take() for _ in dst_req_ids) if ring is not None]
+        forked = super().prepare_fork_request(src_state, dst_req_ids[: len(rings)], copy_src_and_dst)
+        source, start = self._running[src_state.request_id]
+        for request_id, ring in zip(forked, rings):
+            self._running[request_id] = ring, start
+            self._ring_copies.append((source, ring))
+        for ring in rings[len(forked) :]:
+            self.rings.release(ring)
         return forked
 
     def perform_cache_copy(self, copy_src_and_dst):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ..config import Int4KVConfig, head_dim_of, kv_heads_of, layer_windows
+from ..replacing import replacing
 
 JSON, TENSORS = "int4kv.json", "int4kv.safetensors"
 FORMAT, VERSION = "int4kv config", 1
@@ -76,17 +76,10 @@ def save_config(config: Int4KVConfig, folder) -> None:
                  for i, layer in enumerate(config.calibration.layers) for name, tensor in layer.tensors().items()}
         packed = save(named, metadata={"format": FORMAT})
         found |= {"model": config.calibration.model_shape, "tensors_sha256": hashlib.sha256(packed).hexdigest()}
-        _replace(folder / TENSORS, packed)
-    _replace(folder / JSON, json.dumps(found, indent=2).encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with replacing(folder / TENSORS) as temporary:
+            temporary.write_bytes(packed)
+    with replacing(folder / JSON) as temporary:
+        temporary.write_text(json.dumps(found, indent=2))
 
 
 def load_config(folder) -> Int4KVConfig:

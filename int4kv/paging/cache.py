@@ -5,6 +5,7 @@ import weakref
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from ..batches import check_repeats, rows_of
 from ..cache import check_same_signature
 from .layer import PagedChunk
 from .pool import PagePool, Sequence
@@ -83,6 +84,13 @@ class Int4PagedCache(Cache):
         windows = pool.signature[2]
         super().__init__(layers=[PagedCacheLayer(self, i, window) for i, window in enumerate(windows)])
 
+    @classmethod
+    def of(cls, pool: PagePool, sequences: list[Sequence]) -> "Int4PagedCache":
+        """A cache of these sequences of the pool, which are its own from now on."""
+        cache = cls(pool)
+        cache.sequences, cache.columns = sequences, max((sequence.length for sequence in sequences), default=0)
+        return cache
+
     # ---- writing -------------------------------------------------------------------------------------------------
 
     def note_padding(self, attention_mask: torch.Tensor | None) -> None:
@@ -132,16 +140,13 @@ class Int4PagedCache(Cache):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Row i becomes what row beam_idx[i] was (beam search)."""
-        self.batch_select_indices(beam_idx)
+        self._select(rows_of("beam_idx", beam_idx, len(self.sequences)))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows in this order; a row named again is forked, one not named is freed. Also takes a bool mask."""
-        chosen = torch.as_tensor(indices)
-        chosen = (chosen.nonzero()[:, 0] if chosen.dtype == torch.bool else chosen).tolist()
-        wrong = [i for i in chosen if not -len(self.sequences) <= i < len(self.sequences)]
-        if wrong:
-            raise ValueError(f"indices has {wrong[0]}; accepted: rows of this cache, 0 .. {len(self.sequences) - 1}")
-        chosen = [i % len(self.sequences) for i in chosen]
+        self._select(rows_of("indices", indices, len(self.sequences)))
+
+    def _select(self, chosen):
         dropped = set(range(len(self.sequences))) - set(chosen)
         self.pool.rings.check_room(len(chosen) - len(set(chosen)) - len(dropped))
         for i in dropped:
@@ -154,7 +159,8 @@ class Int4PagedCache(Cache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Every row `repeats` times."""
-        self.batch_select_indices(torch.arange(len(self.sequences)).repeat_interleave(repeats))
+        check_repeats(repeats)
+        self._select([row for row in range(len(self.sequences)) for _ in range(repeats)])
 
     def crop(self, tokens: int) -> None:
         """Take tokens back from every row: negative = how many (as transformers 5.16+ means it), positive = the columns to keep."""
@@ -198,6 +204,11 @@ class Int4PagedCache(Cache):
 
     def activate_past_recording(self) -> None:
         """Pages keep what a crop within the rollback needs."""
+
+    @property
+    def is_between_chunks(self) -> bool:
+        """Whether every layer has stored the newest chunk."""
+        return self._next_layer == 0
 
     @property
     def lengths(self) -> list[int]:

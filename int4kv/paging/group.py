@@ -11,10 +11,14 @@ from .pages import OutOfPages, Pages
 
 @dataclass
 class Table:
-    """A sequence's pages in one group: pages[i] holds tokens (first + i) * page_size and on. Pages before `first` slid out of sight."""
+    """A sequence's pages in one group: pages[i] holds tokens (first + i) * page_size and on. Pages before `first` slid out of sight.
+
+    start: tokens before it were never stored, though a page may have room for them.
+    """
 
     first: int = 0
     pages: list[int] = field(default_factory=list)
+    start: int = 0
 
     def by_token(self) -> list[int]:
         """As a block table: entry t // page_size for token t; 0 for pages that nobody looks at any more."""
@@ -23,9 +27,13 @@ class Table:
 
 @dataclass
 class Plan:
-    """What an append changes in one table: pages that slide out, pages to copy because others own them too, pages to add."""
+    """What an append changes in one table: pages that slide out, pages to copy because others own them too, pages to add.
+
+    start: the first token that is kept.
+    """
 
     table: Table
+    start: int
     first: int
     released: list[int]
     written: list[int]
@@ -55,7 +63,7 @@ class Group:
         gone = min(first - table.first, len(table.pages))
         added = max(0, -(-end // size) - max(behind, first)) if end > begin else 0
         written = [i for i in range(begin // size, behind) if i >= first] if end > begin else []
-        return Plan(table, first, table.pages[:gone], [table.pages[i - table.first] for i in written], added)
+        return Plan(table, seen_from, first, table.pages[:gone], [table.pages[i - table.first] for i in written], added)
 
     def check_room(self, plans: list[Plan]) -> None:
         """OutOfPages when the plans of all sequences of a step together need more pages than there are."""
@@ -71,6 +79,7 @@ class Group:
     def carry_out(self, plan: Plan) -> None:
         """Change the table and, before others' pages are written, copy them."""
         table = plan.table
+        table.start = table.start if table.pages else plan.start
         self.pages.release(plan.released)
         table.pages = table.pages[len(plan.released) :]
         table.first = plan.first
@@ -91,12 +100,16 @@ class Group:
     def share(self, table: Table) -> Table:
         """A second table over the same pages."""
         self.pages.share(table.pages)
-        return Table(table.first, list(table.pages))
+        return Table(table.first, list(table.pages), table.start)
+
+    def held_from(self, table: Table, length: int) -> int:
+        """The first token that is stored and that a query behind `length` tokens, or one after a crop within the rollback, can see."""
+        return max(table.start, table.first * self.page_size, self.seen_from(length))
 
     def check_crop(self, table: Table, length: int, end: int) -> None:
         """ValueError when tokens that a query at `end` sees have slid out of sight."""
         needed = 0 if self.window is None else max(0, end - self.window + 1)
-        if needed < table.first * self.page_size:
+        if needed < max(table.start, table.first * self.page_size):
             raise ValueError(f"crop to {end} of {length} tokens; a sliding window of {self.window} tokens keeps what crops of up to "
                              f"{self.rollback} tokens need")
 
@@ -106,7 +119,7 @@ class Group:
         self.pages.release(table.pages[kept:])
         table.pages = table.pages[:kept]
         if not table.pages:
-            table.first = 0
+            table.first = table.start = 0
 
     def release(self, table: Table) -> None:
         """Give back all pages."""

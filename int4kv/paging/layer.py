@@ -9,8 +9,19 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from .. import ops
 from ..centre import first_real_centre
-from ..side import K, V
+from ..config import Int4KVConfig
+from ..side import K, Side, V, sides_of
 from .batch import CHUNK, FRESH, Call, Step
+from .rings import RingShape
+
+
+def plan_layers(
+    config: Int4KVConfig, count: int, heads: int, head_dim: int, device, rollback: int
+) -> tuple[list[Int4KVConfig], list[list[Side]], RingShape]:
+    """What pages and rings are made by: every layer's config, its K and V, and the shape of a ring. rollback: tokens that a crop takes back."""
+    configs = [config.for_layer(i, count) for i in range(count)]
+    sides = [sides_of(one, i, heads, head_dim, device) for i, one in enumerate(configs)]
+    return configs, sides, RingShape.of(configs, heads, head_dim, rollback)
 
 
 class PagedLayer:

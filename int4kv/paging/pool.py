@@ -13,12 +13,11 @@ import torch
 from .. import ops
 from ..cache import signature
 from ..config import ROLLBACK, Int4KVConfig, make_config, text_config
-from ..side import sides_of
 from .batch import Span, Step
 from .group import Group, Table
-from .layer import PagedLayer
+from .layer import PagedLayer, plan_layers
 from .layout import PageLayout
-from .rings import Rings
+from .rings import FixedRings
 
 PAGE_SIZE = 32
 CHUNK = 512  # tokens that a sliding layer takes at once beyond those that it sees
@@ -65,10 +64,8 @@ class PagePool:
 
     def _allocate(self, pages, sequences):
         heads, head_dim, windows = self.signature
-        configs = [self.config.for_layer(i, len(windows)) for i in range(len(windows))]
-        sides = {i: sides_of(config, i, heads, head_dim, self.device) for i, config in enumerate(configs)}
-        exact = [i for i, config in enumerate(configs) if config.recent]
-        self.rings = Rings(sequences, exact, heads, self.config.recent + ROLLBACK if self.config.recent else 0, head_dim, self.device)
+        configs, sides, ring = plan_layers(self.config, len(windows), heads, head_dim, self.device, ROLLBACK)
+        self.rings = FixedRings(sequences, ring, self.device)
         self.groups, self.layers = [], [None] * len(windows)
         for window in sorted(set(windows), key=lambda w: (w is not None, w or 0)):
             among = [i for i, w in enumerate(windows) if w == window]
@@ -110,12 +107,25 @@ class PagePool:
         tables = [group.share(table) for group, table in zip(self.groups, sequence.tables)]
         return Sequence(tables, ring, sequence.length, sequence.recent_start)
 
+    def place(self, length: int, held_from: list[int], recent_start: int) -> Sequence:
+        """A sequence of `length` tokens whose rows the caller puts into its pages, per group from token held_from[group] on, and its ring.
+
+        OutOfRings or OutOfPages, with nothing changed, when there is no room.
+        """
+        self.rings.check_room(1)
+        plans = [group.plan(Table(), 0, length, first) for group, first in zip(self.groups, held_from)]
+        for group, plan in zip(self.groups, plans):
+            group.check_room([plan])
+        for group, plan in zip(self.groups, plans):
+            group.carry_out(plan)
+        return Sequence([plan.table for plan in plans], self.rings.take(), length, recent_start)
+
     def crop(self, sequence: Sequence, length: int) -> None:
         """Keep the first `length` tokens. ValueError where sliding layers have forgotten what the rest would see."""
         self.check_crop(sequence, length)
         for group, table in zip(self.groups, sequence.tables):
             group.crop(table, length)
-        sequence.recent_start = min(self._recent_start(sequence), length)
+        sequence.recent_start = min(self.recent_start(sequence), length)
         sequence.length = length
 
     def check_crop(self, sequence: Sequence, length: int) -> None:
@@ -134,7 +144,8 @@ class PagePool:
         self.rings.release(sequence.ring)
         sequence.freed = True
 
-    def _recent_start(self, sequence):
+    def recent_start(self, sequence: Sequence) -> int:
+        """The first token whose exact row is in its ring."""
         return max(sequence.recent_start, sequence.length - self.rings.rows)
 
     def _check(self, sequence):
@@ -173,6 +184,6 @@ class PagePool:
         for group, plan in zip(self.groups, plans):
             group.carry_out(plan)
         tables = [table.by_token() for table in sequence.tables]
-        span = Span(begin, tokens, tables, [max(kept[g], begin) for g in range(len(kept))], sequence.ring, self._recent_start(sequence))
-        sequence.recent_start, sequence.length = self._recent_start(sequence), begin + tokens
+        span = Span(begin, tokens, tables, [max(kept[g], begin) for g in range(len(kept))], sequence.ring, self.recent_start(sequence))
+        sequence.recent_start, sequence.length = self.recent_start(sequence), begin + tokens
         return span

@@ -2,43 +2,26 @@
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..replacing import replacing
+
 FORMAT, VERSION = "int4kv prompt cache", "1"
 ACCEPTED = "a whole file that int4kv.save_cache wrote"
 
 
 def write(file, text: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Write a file beside the old one, then put it in its place: whenever it stops, there is the old file or the new one.
+    """Write a file beside the old one, then put it in its place (replacing.py).
 
-    tensors: contiguous, on the CPU. Raises OSError, which names the file, when there is no room or no folder. A process that is killed
-    meanwhile leaves a folder .NAME.* behind, which can be deleted.
+    tensors: contiguous, on the CPU. Raises OSError, which names the file, when there is no room or no folder.
     """
-    file = Path(file)
     metadata = {"format": FORMAT, "version": VERSION, "identity": text, "sha256": checksum(text, tensors)}
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
-            temporary = Path(folder) / file.name
-            save_file(tensors, temporary, metadata=metadata)
-            _flush(temporary)
-            os.replace(temporary, file)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"{file} could not be written ({error}); what was there before is as it was") from error
-    _flush(file.parent)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with replacing(file) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
 
 
 def read(file) -> tuple[str, dict[str, torch.Tensor]]:

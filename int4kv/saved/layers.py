@@ -45,9 +45,14 @@ def _fill(layer, name, tensors, start, capacity):
         ring.resize(capacity, 0)
     for part, mine, its in zip(RINGS[name], ring.tensors, tensors):
         accepted = [*mine.shape[:2], min(layer.length, start + ring.capacity) - start, mine.shape[3]]
-        if list(its.shape) != accepted or its.dtype != mine.dtype:
-            raise ValueError(f"{part} of layer {layer.layer_idx} is {its.dtype} {list(its.shape)}; accepted: {mine.dtype} {accepted}")
+        check_rows(part, layer.layer_idx, its, mine.dtype, accepted)
     ring.put(tensors, start)
+
+
+def check_rows(name: str, layer_idx: int, found: torch.Tensor, dtype: torch.dtype, shape: list[int]) -> None:
+    """Raise ValueError, naming the tensor, when it is of another dtype or shape."""
+    if list(found.shape) != shape or found.dtype != dtype:
+        raise ValueError(f"{name} of layer {layer_idx} is {found.dtype} {list(found.shape)}; accepted: {dtype} {shape}")
 
 
 def _early(layer, tensors, needed, settled) -> EarlyRows:

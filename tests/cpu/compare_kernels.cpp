@@ -139,19 +139,43 @@ void compare_rotations(int64_t n) {
   }
 }
 
+// Three rows, whose numbers lie side by side or two apart.
+void compare_load_rotated(int64_t n) {
+  const std::vector<float> numbers = make_row(6 * n, 0), centre = make_row(n, 0), signs = make_row(n, 0);
+  for (const Number type : {Number::kFloat32, Number::kFloat16, Number::kBfloat16}) {
+    const int64_t size = type == Number::kFloat32 ? 4 : 2;
+    for (int64_t block = 2; block <= n; block *= 2) {
+      if (n % block) continue;
+      for (const int64_t stride : {size, 2 * size}) {
+        same_rows(3 * n, "load_rotated, blocks of " + std::to_string(block), [&](const Kernels& k, float* to) {
+          const char* from = reinterpret_cast<const char*>(numbers.data());
+          k.load_rotated(from, 2 * size * n, stride, type, 3, n, stride == size ? nullptr : centre.data(), block, signs.data(), to);
+        });
+      }
+    }
+  }
+}
+
 // ---- codes -------------------------------------------------------------------------------------------------------------------------------
 
 void compare_codes(const Packing& by, int trial) {
   const std::string what = "head_dim " + std::to_string(by.head_dim) + ", groups of " + std::to_string(by.group_size) + ", " +
                            std::to_string(by.bits) + " bits, codebook " + std::to_string(by.codebook) + ", trial " + std::to_string(trial);
-  const std::vector<float> row = make_row(by.head_dim, trial);
-  const int64_t bytes = by.head_dim * by.bits / 8, stored = by.head_dim / by.group_size * (by.codebook == INT4KV_ASYMMETRIC ? 2 : 1);
-  std::vector<uint16_t> scales(stored);
-  std::vector<uint8_t> codes(bytes);
-  same_bytes(bytes + 2 * stored, "encode, " + what, [&](const Kernels& k, uint8_t* to) {
-    k.encode(row.data(), by, codes.data(), scales.data());
-    std::memcpy(to, codes.data(), bytes);
-    std::memcpy(to + bytes, scales.data(), 2 * stored);
+  const int64_t count = trial % kRowsTogether + 1, bytes = by.head_dim * by.bits / 8;
+  const int64_t stored = by.head_dim / by.group_size * (by.codebook == INT4KV_ASYMMETRIC ? 2 : 1);
+  std::vector<float> rows;
+  for (int64_t i = 0; i < count; ++i) {
+    const std::vector<float> row = make_row(by.head_dim, trial + static_cast<int>(5 * i));
+    rows.insert(rows.end(), row.begin(), row.end());
+  }
+  std::vector<uint16_t> scales(count * stored);
+  std::vector<uint8_t> codes(count * bytes);
+  std::vector<uint8_t*> places;
+  for (int64_t i = 0; i < count; ++i) places.push_back(codes.data() + i * bytes);
+  same_bytes(count * (bytes + 2 * stored), "encode, " + what, [&](const Kernels& k, uint8_t* to) {
+    k.encode(rows.data(), count, by, places.data(), scales.data());
+    std::memcpy(to, codes.data(), count * bytes);
+    std::memcpy(to + count * bytes, scales.data(), 2 * count * stored);
   });
   same_rows(by.head_dim, "decode, " + what, [&](const Kernels& k, float* to) { k.decode(codes.data(), scales.data(), by, to); });
 }
@@ -176,6 +200,7 @@ int main() {
   for (const int64_t head_dim : kHeadDims) {
     compare_strides_and_centres(head_dim);
     compare_rotations(head_dim);
+    compare_load_rotated(head_dim);
     compare_packings(head_dim);
   }
   std::printf("%s: %d comparisons\n", ours.name, comparisons);

@@ -20,6 +20,29 @@ inline auto fold(Vector x, Operation operation) {
   }
 }
 
+// Of every 2 kApart lanes the lower or the upper half, those of a below those of b.
+template <int kApart, bool kUpper, int... kLane>
+inline Floats interleave_lanes(Floats a, Floats b, std::integer_sequence<int, kLane...>) {
+  constexpr int kFrom = kUpper ? kApart : 0;
+  return __builtin_shufflevector(a, b, ((kLane & kApart) ? kLanes + (kLane ^ kApart) + kFrom : kLane + kFrom)...);
+}
+
+template <int kApart, bool kUpper>
+inline Floats interleave_lanes(Floats a, Floats b) {
+  return interleave_lanes<kApart, kUpper>(a, b, std::make_integer_sequence<int, kLanes>());
+}
+
+// Lane i gets the sum over the lanes of x[i % kCount], added as fold does.
+template <int kCount, int kApart = 1>
+inline Floats fold_each(const Floats* x, int first = 0) {
+  if constexpr (kApart == kLanes) {
+    return x[first % kCount];
+  } else {
+    const Floats a = fold_each<kCount, 2 * kApart>(x, first), b = fold_each<kCount, 2 * kApart>(x, first + kApart);
+    return interleave_lanes<kApart, false>(a, b) + interleave_lanes<kApart, true>(a, b);
+  }
+}
+
 template <typename Vector>
 inline auto largest_lane(Vector x) {
   return fold(x, [](Vector a, Vector b) { return a > b ? a : b; });
@@ -35,11 +58,16 @@ struct LaneSum {
   Floats lanes[kVectors] = {};
 
   float total() const {
+    return fold(folded(lanes), [](Floats a, Floats b) { return a + b; });
+  }
+
+  // What is left for fold.
+  static Floats folded(const Floats* lanes) {
     Floats x[kVectors];
     for (int i = 0; i < kVectors; ++i) x[i] = lanes[i];
     for (int half = kVectors / 2; half > 0; half /= 2) {
       for (int i = 0; i < half; ++i) x[i] += x[i + half];
     }
-    return fold(x[0], [](Floats a, Floats b) { return a + b; });
+    return x[0];
   }
 };

@@ -30,14 +30,18 @@ inline float from_half(uint16_t x) {
   return halves_to_floats(halves)[0];
 }
 
+// The numbers where they lie or, `stride` bytes from one to the next, gathered.
+template <typename T>
+inline const T* gather_numbers(const char* from, int64_t stride, int64_t head_dim, T* gathered) {
+  if (stride == sizeof(T)) return reinterpret_cast<const T*>(from);
+  for (int64_t c = 0; c < head_dim; ++c) std::memcpy(gathered + c, from + c * stride, sizeof(T));
+  return gathered;
+}
+
 template <typename T>
 void load_row_of(const char* from, int64_t stride, int64_t head_dim, const float* centre, float* row) {
   T gathered[INT4KV_MAX_HEAD_DIM];
-  const T* x = reinterpret_cast<const T*>(from);
-  if (stride != sizeof(T)) {
-    for (int64_t c = 0; c < head_dim; ++c) std::memcpy(gathered + c, from + c * stride, sizeof(T));
-    x = gathered;
-  }
+  const T* x = gather_numbers(from, stride, head_dim, gathered);
   for (int64_t c = 0; c < head_dim; c += kLanes) {
     const Floats y = load_numbers(x + c);
     store(row + c, centre ? y - load(centre + c) : y);

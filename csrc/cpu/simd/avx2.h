@@ -15,6 +15,10 @@ inline Ints lookup(Ints indices, Table table) {
   return (Ints)_mm256_shuffle_epi8(table, (__m256i)indices);
 }
 
+inline Floats lookup_floats(Ints indices, Table table) {
+  return to_floats(lookup(indices, table));
+}
+
 // Added one after the other, whatever the compiler thinks: partial sums would take registers that there are not.
 inline Ints dot2(Ints sum, Ints a, Ints b) {
   sum += (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);

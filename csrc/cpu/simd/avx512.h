@@ -15,6 +15,10 @@ inline Ints lookup(Ints indices, Table table) {
   return (Ints)_mm512_shuffle_epi8(table, (__m512i)indices);
 }
 
+inline Floats lookup_floats(Ints indices, Table table) {
+  return to_floats(lookup(indices, table));
+}
+
 inline Ints dot2(Ints sum, Ints a, Ints b) {
   return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
 }

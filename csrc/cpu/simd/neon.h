@@ -15,6 +15,10 @@ inline Ints lookup(Ints indices, Table table) {
   return (Ints)vqtbl1q_u8(table, (uint8x16_t)indices);
 }
 
+inline Floats lookup_floats(Ints indices, Table table) {
+  return to_floats(lookup(indices, table));
+}
+
 inline Ints dot2(Ints sum, Ints a, Ints b) {
   const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
   return (Ints)vaddq_s32((int32x4_t)sum, vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y)));

@@ -9,11 +9,12 @@ typedef int16_t SignedShorts __attribute__((vector_size(16)));
 typedef uint8_t Bytes __attribute__((vector_size(16)));
 
 struct Table {
+  const uint8_t* entries;
   Bytes steps[16];  // table[i] - table[i - 1], modulo 256
 };
 
 inline Table load_table(const uint8_t* table) {
-  Table found;
+  Table found{table, {}};
   for (int i = 0; i < 16; ++i) found.steps[i] = Bytes{} + static_cast<uint8_t>(table[i] - (i > 0 ? table[i - 1] : 0));
   return found;
 }
@@ -24,6 +25,12 @@ inline Ints lookup(Ints indices, const Table& table) {
   Bytes found = table.steps[0];
   for (uint8_t i = 1; i < 16; ++i) found += (Bytes)(index > static_cast<uint8_t>(i - 1)) & table.steps[i];
   return (Ints)found;
+}
+
+inline Floats lookup_floats(Ints indices, const Table& table) {
+  Floats found;
+  for (int i = 0; i < kLanes; ++i) found[i] = table.entries[indices[i] & 15];
+  return found;
 }
 
 inline Ints dot2(Ints sum, Ints a, Ints b) {

@@ -3,6 +3,7 @@
 //
 //   dot2(sum, a, b)           sum + a.low * b.low + a.high * b.high of the signed 16-bit halves of each lane
 //   lookup(indices, table)    every byte (0 .. 15) replaced by table[byte]
+//   lookup_floats(i, table)   table[lowest byte] of each lane; the bytes above it are 128 or more
 //   transpose(rows, at, out)  16 bytes at `at` of kLanes rows -> four vectors, lane = row
 //   interleave(rows, at, out) 16 bytes at `at` of four rows -> 16 lanes of memory, lane = byte, its four bytes = rows
 //   fma(a, b, c)              a * b + c, rounded once where the processor can
