@@ -6,7 +6,8 @@
 //   0     lo       coded                  exact               position   keys
 //   |------|=sinks===|=======codes==========|======recent=======|----------|       tokens of one query, from the op's start
 //
-// Widths and codebook are function constants: each pipeline is compiled, and takes registers, for its own case.
+// Widths and codebook are function constants: each pipeline is compiled, and takes registers, for its own case. So is `decode`, which
+// leaves out what a plain decode step has no use for.
 #ifndef INT4KV_METAL_ATTEND_H
 #define INT4KV_METAL_ATTEND_H
 

@@ -215,7 +215,7 @@ template <int D, int B>
   INT4KV_THREADGROUP(float, maxima, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
   INT4KV_THREADGROUP(float, total, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
   uint split = group.x, kv_head = p.blocks == 1 ? group.y : group.y / p.blocks, block = group.y - kv_head * p.blocks;
-  if (paged) await_tensors();
+  if (paged) await_tensors();  // the sequence is in tensors
   Sequence sequence = sequence_of(p, {block_table, lengths, query_starts, rings, recent_starts}, group.z);
   if (paged && block * INT4KV_COLUMNS >= sequence.rows(p)) return;
   Task task = {mask, place_of(lane), scratch_of<D, B>(scratch, simdgroup)};

@@ -1,4 +1,4 @@
-// Tiles of 8 * B tokens as fragments of simdgroup_matrix, from codes or from plain rows: the two products of attention over them.
+// Tiles of 8 * B tokens of codes as fragments of simdgroup_matrix: the two products of attention over them.
 // csrc/cuda/tiles.h is the same for the matrix units of NVIDIA's GPUs; attend_matrix.metal knows only what both declare.
 //
 //   S (8 tokens x 8 columns)   += K (8 tokens x 8 channels) * Q (8 channels x 8 columns)      head_dim / 8 times a block
