@@ -41,14 +41,15 @@ MERGE = ("p.splits == 8", "p.head_dim == 128", "p.has_v_centre == 0", "p.v_rotat
 
 
 def decode_case(kernel, head_dim, k_bits, v_bits, codebook):
-    constants = (f"k_bits == {k_bits}", f"v_bits == {v_bits}", f"codebook == INT4KV_{codebook.upper()}", "paged == 0")
+    constants = (f"k_bits == {k_bits}", f"v_bits == {v_bits}", f"codebook == INT4KV_{codebook.upper()}", "paged == 0",
+                 f"decode == {int('matrix' in kernel)}")
     recipe = "" if (k_bits, v_bits, codebook) == DEFAULT else f"_k{k_bits}v{v_bits}_{codebook}"
     stem = kernel if kernel.endswith(f"_{head_dim}") else f"{kernel}_{head_dim}"
     return Case(stem + recipe, kernel, "Int4kvAttend", (*DECODE, *constants, f"p.head_dim == {head_dim}"))
 
 
 WHOLE = (Case("quantize_128", "quantize_128", "Int4kvQuantize", PREFILL),
-         Case("dequantize_128", "dequantize_128", "Int4kvDequantize", UNPACK), Case("merge_128", "merge", "Int4kvAttend", MERGE))
+         Case("dequantize_128", "dequantize_128", "Int4kvDequantize", UNPACK), Case("merge_128", "merge_128", "Int4kvAttend", MERGE))
 CASES = (
     *(decode_case(f"attend_matrix_{d}", d, *DEFAULT) for d in HEAD_DIMS),
     *(decode_case(f"attend_simd_{h}", d, *DEFAULT) for h in (1, 2) for d in HEAD_DIMS),

@@ -72,7 +72,7 @@ def attended(ops, signs, device, there, group, queries, tokens, sharpness=1, **o
     rows = there[4].shape[2]
     return ops.attend(q, *there[:4], 5, 5 + tokens, sharpness * head_dim**-0.5, k_rotation=signs.to(device), v_rotation=signs.to(device),
                       v_centre=v_centre, k_recent=there[4], v_recent=there[5], recent_start=5 + max(tokens - rows, 0), recent_window=6,
-                      k_sink=k_sink.half(), v_sink=v_sink.half(), **({"mask": mask.to(device), "softcap": 10.0} | options))
+                      **({"k_sink": k_sink.half(), "v_sink": v_sink.half(), "mask": mask.to(device), "softcap": 10.0} | options))
 
 
 def default_calls(ops, device):
@@ -111,6 +111,18 @@ def split_calls(ops, device):
         there = written(ops, signs, device, 64, tokens, capacity=tokens, rows=9)
         yield from (attended(ops, signs, device, there, group, 1, tokens, mask=None, window=window) for group, window in calls)
         yield attended(ops, signs, device, there, 6, 1, tokens, sharpness=8, mask=None, softcap=0.0)
+
+
+def step_calls(ops, device):
+    """Plain decode steps of every head_dim, split; those of a matrix kernel also of one split, and within a window."""
+    from int4kv.rotation import hadamard_signs
+
+    plain = dict(k_sink=None, v_sink=None, mask=None, softcap=0.0)
+    for head_dim in range(32, 257, 32):
+        signs = hadamard_signs(head_dim)
+        there = written(ops, signs, device, head_dim, 600, capacity=600, rows=9)
+        shapes = ((600, 0), (90, 0), (600, 550)) if head_dim in (64, 128, 256) else ((600, 0),)
+        yield from (attended(ops, signs, device, there, 3, 1, tokens, window=window, **plain) for tokens, window in shapes)
 
 
 def on_the_edges(tokens, head_dim):
@@ -203,7 +215,7 @@ def all_calls(device):
     if device == "cpu":
         ops = SimpleNamespace(quantize=ops.quantize, quantize_kv=ops.quantize_kv, dequantize=ops.dequantize, attend=reference.attend,
                               quantize_paged=ops.quantize_paged, attend_paged=reference_paged.attend_paged)
-    return [r.cpu() for calls in (default_calls, recipe_calls, edge_calls, split_calls, paged_calls) for r in calls(ops, device)]
+    return [r.cpu() for calls in (default_calls, recipe_calls, edge_calls, split_calls, step_calls, paged_calls) for r in calls(ops, device)]
 
 
 def disagreement(ours, theirs):

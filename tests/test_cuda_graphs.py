@@ -101,4 +101,4 @@ def test_nothing_waits_for_the_gpu(decoded):
 def test_kernels_are_described_with_their_origin():
     origin, *kernels = ops.prepare(DEVICE, [128], 3, 8, "absmax")
     assert origin == "source for sm_{}{}".format(*torch.cuda.get_device_capability())
-    assert {"attend_simd_1 (K 3, V 8, absmax)", "attend_matrix_128 (K 3, V 8, absmax)", "quantize_128", "dequantize_128", "merge"} <= set(kernels)
+    assert {"attend_simd_1 (K 3, V 8, absmax)", "attend_matrix_128 (K 3, V 8, absmax)", "attend_matrix_128 (K 3, V 8, absmax, decode)", "quantize_128", "dequantize_128", "merge_128"} <= set(kernels)

@@ -19,13 +19,16 @@ ENTRIES = ("quantize", "dequantize", "attend_simd", "attend_matrix", "merge")
 QUANTIZE, DEQUANTIZE, SIMD, MATRIX, MERGE = range(5)
 CODEBOOKS = UNIFORM, LLOYD, ABSMAX, ASYMMETRIC = range(4)
 PLAIN = 16
-WITHOUT_CONSTANTS = [(entry, size, 0, 0, 0, 0) for entry, size in product((QUANTIZE, DEQUANTIZE), range(32, 257, 32))] + [(MERGE, 0, 0, 0, 0, 0)]
+MERGE_128 = (MERGE, 128, 0, 0, 0, 0, 0)
+WITHOUT_CONSTANTS = [(entry, size, 0, 0, 0, 0, 0) for entry, size in product((QUANTIZE, DEQUANTIZE, MERGE), range(32, 257, 32))]
 SYMMETRIC = [(bits, bits, book) for bits, book in product((3, 4, 5, 8), (UNIFORM, LLOYD, ABSMAX))] + [(5, 4, LLOYD), (8, 4, LLOYD)]
 OTHERS = [(bits, bits, ASYMMETRIC) for bits in (3, 4, 5, 8)] + [(PLAIN, 4, LLOYD), (4, PLAIN, LLOYD), (PLAIN, PLAIN, LLOYD)]
-ATTENTION = [(SIMD, rows, *recipe, 0) for rows, recipe in product((1, 2), SYMMETRIC + OTHERS)]
-ATTENTION += [(MATRIX, 128, *recipe, 0) for recipe in SYMMETRIC] + [(MATRIX, head_dim, 4, 4, LLOYD, 0) for head_dim in (64, 256)]
-DEFAULT = [kernel for kernel in ATTENTION if kernel[2:] == (4, 4, LLOYD, 0)]
-PAGED = [(QUANTIZE, 128, 0, 0, 0, 1)] + [(*kernel[:5], 1) for kernel in DEFAULT] + [(SIMD, 1, PLAIN, PLAIN, LLOYD, 1), (MATRIX, 128, 8, 4, LLOYD, 1)]
+ATTENTION = [(SIMD, rows, *recipe, 0, 0) for rows, recipe in product((1, 2), SYMMETRIC + OTHERS)]
+ATTENTION += [(MATRIX, 128, *recipe, 0, 0) for recipe in SYMMETRIC] + [(MATRIX, head_dim, 4, 4, LLOYD, 0, 0) for head_dim in (64, 256)]
+ATTENTION += [(MATRIX, head_dim, 4, 4, LLOYD, 0, 1) for head_dim in (64, 128, 256)] + [(MATRIX, 128, 5, 4, LLOYD, 0, 1), (MATRIX, 128, 8, 8, UNIFORM, 0, 1)]
+DEFAULT = [kernel for kernel in ATTENTION if kernel[2:6] == (4, 4, LLOYD, 0)]
+PAGED = [(*kernel[:5], 1, kernel[6]) for kernel in DEFAULT]
+PAGED += [(QUANTIZE, 128, 0, 0, 0, 1, 0), (SIMD, 1, PLAIN, PLAIN, LLOYD, 1, 0), (MATRIX, 128, 8, 4, LLOYD, 1, 0)]
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +62,7 @@ def compiled(program, folder, capability, kernels, cache=""):
 
 
 def name_of(kernel):
-    return ENTRIES[kernel[0]] + (f"_{kernel[1]}" if kernel[1] else "")
+    return f"{ENTRIES[kernel[0]]}_{kernel[1]}"
 
 
 def test_the_list_of_kernels_is_that_of_the_sources():
@@ -84,12 +87,12 @@ def test_every_width_and_codebook_compiles(program, tmp_path, codebook):
 
 
 def test_a_refusal_names_the_kernel_and_has_the_compilers_words(program, tmp_path):
-    code, words, _ = compiled(program, tmp_path, 999, [(SIMD, 2, 4, 4, LLOYD, 0)])
+    code, words, _ = compiled(program, tmp_path, 999, [(SIMD, 2, 4, 4, LLOYD, 0, 0)])
     assert code == 1 and "int4kv: the CUDA kernel attend_simd_2 (K 4, V 4, lloyd) cannot be compiled for sm_999: NVRTC_ERROR_INVALID_OPTION" in words
 
 
 def test_an_older_gpu_is_refused(program, tmp_path):
-    code, words, _ = compiled(program, tmp_path, 75, [(MERGE, 0, 0, 0, 0, 0)])
+    code, words, _ = compiled(program, tmp_path, 75, [MERGE_128])
     assert code == 1 and "int4kv: the GPU has compute capability 7.5; accepted are 8.0 and newer" in words
 
 
@@ -97,19 +100,19 @@ def test_a_kernel_is_compiled_once_for_all_processes(program, tmp_path):
     """What is kept is what was compiled, and a file without content counts as none."""
     first, second, cache = (tmp_path / name for name in ("first", "second", "cache"))
     first.mkdir(), second.mkdir()
-    (fresh,) = compiled(program, first, 90, [(MERGE, 0, 0, 0, 0, 0)], cache)[2]
+    (fresh,) = compiled(program, first, 90, [MERGE_128], cache)[2]
     (kept,) = cache.iterdir()
     assert kept.read_bytes() == fresh.read_bytes()
     kept.write_bytes(b"from the cache")
-    assert compiled(program, second, 90, [(MERGE, 0, 0, 0, 0, 0)], cache)[2][0].read_bytes() == b"from the cache"
+    assert compiled(program, second, 90, [MERGE_128], cache)[2][0].read_bytes() == b"from the cache"
     kept.write_bytes(b"")
-    assert compiled(program, second, 90, [(MERGE, 0, 0, 0, 0, 0)], cache)[2][0].read_bytes() == fresh.read_bytes()
+    assert compiled(program, second, 90, [MERGE_128], cache)[2][0].read_bytes() == fresh.read_bytes()
     assert [path.name for path in cache.iterdir()] == [kept.name]
 
 
 def test_a_folder_that_cannot_be_written_is_as_good_as_none(program, tmp_path):
     (tmp_path / "file").write_text("")
-    assert compiled(program, tmp_path, 90, [(MERGE, 0, 0, 0, 0, 0)], tmp_path / "file")[0] == 0
+    assert compiled(program, tmp_path, 90, [MERGE_128], tmp_path / "file")[0] == 0
 
 
 def test_the_program_is_one_ascii_text_that_needs_no_file():

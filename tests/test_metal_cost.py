@@ -37,9 +37,9 @@ RECORDED = {
     "attend_simd_2_128_k8v4_lloyd": (7.0, 15.7),
     "attend_matrix_128_k3v3_lloyd": (11.5, 20.6),
     "attend_simd_2_128_k3v3_lloyd": (7.1, 16.7),
-    "quantize_128": (209.0, 613.2),
-    "dequantize_128": (40.2, 164.0),
-    "merge_128": (109.8, 474.8),
+    "quantize_128": (196.5, 552.8),
+    "dequantize_128": (38.5, 161.5),
+    "merge_128": (84.3, 360.3),
 }
 LOOPS = [name for name in RECORDED if name.startswith("attend")]
 SLACK = 1.02
@@ -63,8 +63,8 @@ def loops(ran):
 def test_every_kernel_is_counted(loops, tmp_path):
     source = tmp_path / "int4kv.metal"
     source.write_text(metal_ir.embed_metal.source())
-    kernels = {name for name in metal_ir.translate(source).host_names if not name.startswith(("quantize", "dequantize"))}
-    assert kernels | {"quantize_128", "dequantize_128"} == {row["kernel"] for row in loops.values()}
+    kernels = {name for name in metal_ir.translate(source).host_names if not name.startswith(("quantize", "dequantize", "merge"))}
+    assert kernels | {"quantize_128", "dequantize_128", "merge_128"} == {row["kernel"] for row in loops.values()}
     assert set(loops) == set(RECORDED)
 
 

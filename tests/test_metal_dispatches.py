@@ -36,7 +36,7 @@ def decode_step(heads, kv_heads, head_dim, keys, rig):
 @pytest.mark.parametrize("keys", [0, 40, 511, 3000])
 def test_at_most_three_dispatches_and_nobody_waits(rig, heads, kv_heads, head_dim, keys):
     counters, kernels = decode_step(heads, kv_heads, head_dim, keys, rig)
-    assert kernels[0] == f"quantize_{head_dim}" and kernels[1].startswith("attend_") and kernels[2:] in ([], ["merge"])
+    assert kernels[0] == f"quantize_{head_dim}" and kernels[1].startswith("attend_") and kernels[2:] in ([], [f"merge_{head_dim}"])
     assert counters["dispatches"] == counters["profiled_kernels"] == len(kernels) <= 3
     assert counters["commits"] == counters["waits"] == counters["synchronisations"] == 0
 
@@ -61,7 +61,8 @@ def test_every_layer_of_a_model_takes_no_more_and_its_kernels_were_built_by_patc
 
 def test_kernels_are_built_for_the_widths_and_the_codebook_asked_for(rig):
     built = ops.prepare(DEVICE, [128], 3, 8, "absmax")
-    assert {f"attend_{kernel} (K 3, V 8, absmax)" for kernel in ("simd_1", "simd_2", "matrix_128")} | {"quantize_128", "merge"} <= set(built)
+    attention = {f"attend_{kernel} (K 3, V 8, absmax{step})" for kernel, step in (("simd_1", ""), ("simd_2", ""), ("matrix_128", ""), ("matrix_128", ", decode"))}
+    assert attention | {"quantize_128", "merge_128"} <= set(built)
     assert not any(kernel.startswith("attend_matrix") for kernel in set(ops.prepare(DEVICE, [128], 8, 8, "asymmetric")) - set(built))
 
 

@@ -50,7 +50,7 @@ def matching(recordings, only):
 
 def test_every_entry_point_runs_and_agrees_with_the_cpu(recordings):
     instances = re.findall(r"^INT4KV_ENTRY\((\w+),", embed_metal.source(), re.MULTILINE)
-    assert len(instances) == 22 and set(recordings) == set(instances)
+    assert len(instances) == 29 and set(recordings) == set(instances)
 
 
 @pytest.mark.parametrize("schedule", [("0",), ("1",), ("2", "--repeat", "3")])
@@ -115,8 +115,8 @@ KERNEL_MUTANTS = [
      "if (lane == 0) output.statistics[slot] = float2(maximum, sum);\n"
      "  output.partial[slot * p.head_dim + lane] += sum * output.centre[lane];", "result"),
     ("V's centre added to what saw nothing", "attend|merge", "p.has_v_centre && sum != 0.0f", "p.has_v_centre", "result"),
-    ("sinks read from codes", "attend", "span.coded = clamp(p.sinks, span.lo, span.hi);", "span.coded = span.lo;", "result"),
-    ("blocks of a rotation ignored", "quantize", "u >= units || apart >= block", "u >= units", "result"),
+    ("sinks read from codes", "attend", "decode ? span.lo : clamp(p.sinks, span.lo, span.hi);", "span.lo;", "result"),
+    ("blocks of a rotation ignored", "quantize", "if (apart >= block) continue;", "", "result"),
     ("K's scale of the wrong token", "attend_matrix", "scales.of[b] = four[b];", "scales.of[b] = four[b ^ 1];", "result"),
     ("recent rows from the wrong slot", "attend", "uint(token - origin)", "uint(token - origin + 1) % capacity", "result"),
     ("the mask forgotten", "attend", "!p.has_mask ||", "true ||", "result"),

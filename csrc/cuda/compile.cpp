@@ -28,13 +28,14 @@ bool writes_promised_bits(const Kernel& kernel) {
 }
 
 std::vector<std::string> options_of(const Kernel& kernel, int capability) {
-  const std::string k_bits = std::to_string(kernel.k_bits), v_bits = std::to_string(kernel.v_bits);
+  std::string constants;
+  for (const uint32_t constant : {kernel.k_bits, kernel.v_bits, kernel.codebook, kernel.paged, kernel.decode}) constants += std::to_string(constant) + ",";
   return {
       "-std=c++17",
       "-default-device",
       "-arch=sm_" + std::to_string(capability),
       "-DINT4KV_WANTS_" + kernel.name() + "=,",
-      "-DINT4KV_FUNCTION_CONSTANTS=" + k_bits + "," + v_bits + "," + std::to_string(kernel.codebook) + "," + std::to_string(kernel.paged),
+      "-DINT4KV_FUNCTION_CONSTANTS=" + constants,
       writes_promised_bits(kernel) ? "-fmad=false" : "-fmad=true"};
 }
 

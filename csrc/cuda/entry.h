@@ -13,20 +13,22 @@
 #define INT4KV_SECOND(first, second, ...) second
 #define INT4KV_SKIP_ENTRY(...)
 #define INT4KV_WRITE_ENTRY(name, simdgroups, ...)                                                                     \
-  extern "C" __global__ void __launch_bounds__(32 * simdgroups, INT4KV_CHOOSE(INT4KV_BLOCKS_##name, 16 / simdgroups, )) name( \
+  extern "C" __global__ void __launch_bounds__(32 * simdgroups, INT4KV_CHOOSE(INT4KV_BLOCKS_##name, INT4KV_BLOCKS(simdgroups), )) name( \
       const __grid_constant__ Arguments<decltype(__VA_ARGS__)>::Buffers buffers,                                      \
       const __grid_constant__ Arguments<decltype(__VA_ARGS__)>::Parameters p) {                                       \
     run(__VA_ARGS__, buffers, p, buffers.order);                                                                      \
   }
 
-// Blocks that a multiprocessor holds at once: with 16 simdgroups a lane has 128 registers. Of head_dim 256 the sums alone are 64.
+// Blocks that a multiprocessor holds at once: with 16 simdgroups a lane has 128 registers, with merge's 32 it has 64. Of head_dim 256
+// attend_matrix's sums alone are 64.
+#define INT4KV_BLOCKS(simdgroups) ((simdgroups) > INT4KV_SIMDGROUPS ? 32 : 16) / (simdgroups)
 #define INT4KV_BLOCKS_attend_matrix_256 , 3
 
 inline void ask_for(const void* at) {
   asm volatile("prefetch.global.L2 [%0];" : : "l"(at));
 }
 
-constexpr uint kMergeTogether = 8;  // memory is further away
+constexpr uint kMergeTogether = 4;
 
 // x in registers, not computed again where it is used.
 template <typename T>
@@ -91,19 +93,23 @@ struct AnyPointer {
   }
 };
 
-// A kernel may be launched while the one before it still runs: it waits here until that one's results are there, and lets the next one
-// come as soon as it runs itself.
-inline void await_kernel_before() {
+// A kernel may be launched while the one before it still runs, and lets the next one come as soon as it runs itself.
+inline void let_next_kernel_come() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
+#endif
+}
+
+inline void await_tensors() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" : : : "memory");
-  asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
 #endif
 }
 
 // The simdgroup's index comes from a shuffle: so the compiler knows it to be the same for a whole warp.
 template <typename Function, typename Buffers, typename P, int... i>
 inline void run(Function function, const Buffers& buffers, const P& p, Order<i...>) {
-  await_kernel_before();
+  let_next_kernel_come();
   const uint lane = threadIdx.x % 32, simdgroup = __shfl_sync(~0u, threadIdx.x / 32, 0);
   if constexpr (Arguments<Function>::indices == 2) {
     function(AnyPointer{buffers.at[i]}..., p, PositionInGrid(), lane);

@@ -4,30 +4,14 @@
 //   S (16 x 8 tokens) += Q (8 columns, 8 of what is left; 16 channels) * K^T (16 channels x 8 tokens)
 //   O^T (16 channels x 8 columns) += V^T (16 channels x 8 tokens) * P^T (8 tokens x 8 columns)           twice
 //
-// Rows of other types, and values that are not finite, take a slow way in fp32.
+// Rows of other types or that 16 bytes cannot be loaded from, and values that are not finite, take a slow way in fp32.
 #ifndef INT4KV_CUDA_EXACT_ROWS_H
 #define INT4KV_CUDA_EXACT_ROWS_H
 
 #include "values.h"
 
-// Rows of fp16 that 16 bytes can be loaded from.
-inline bool are_aligned(const Source& source) {
-  return source.step == 1 && ((ulong(source.codes) | ulong(source.token_bytes)) & 15) == 0;
-}
-
-// N (2 or 8) channels of a row of fp16, in pairs.
-template <int N>
-inline void read_halves(const Source& source, bool aligned, const uchar* row, uint channel, uint* pairs) {
-  if (aligned && N == 2) {
-    pairs[0] = *(const uint*)(row + 2 * channel);
-  } else if (aligned) {
-    uint4 four = *(const uint4*)(row + 2 * channel);
-    pairs[0] = four.x, pairs[1] = four.y, pairs[2] = four.z, pairs[3] = four.w;
-  } else {
-    const ushort* from = (const ushort*)row + long(channel) * source.step;
-#pragma unroll
-    for (int i = 0; i < N / 2; i++) pairs[i] = permute(from[2 * i * source.step], from[(2 * i + 1) * source.step], 0x5410);
-  }
+inline bool are_aligned_halves(const Source& source) {
+  return source.type == INT4KV_FLOAT16 && source.step == 1 && ((ulong(source.codes) | ulong(source.token_bytes)) & 15) == 0;
 }
 
 struct TwoHalves {
@@ -43,18 +27,17 @@ inline TwoHalves two_halves(float x, float y) {
 template <int D>
 inline void score_halves(const Source& source, int tile, int last, const Queries<D>& queries, Place at, float* score) {
   const uchar* row = source.row(min(tile + int(at.column_), last - 1));
-  const bool aligned = are_aligned(source);
-  uint key[D / 32][4];
+  const threadgroup float4* query = (const threadgroup float4*)(queries.rows + row_index(row_layout<D>(), at.column_, 0));
+  uint4 key[D / 32];
 #pragma unroll
-  for (uint i = 0; i < D / 32; i++) read_halves<8>(source, aligned, row, 32 * i + 8 * at.quarter, key[i]);
+  for (uint i = 0; i < D / 32; i++) key[i] = *(const uint4*)(row + 64 * i + 16 * at.quarter);
   float unit = max(as_type<float>(as_type<uint>(queries.unit) & INT4KV_FP32_INF_BITS), 1e-30f), inverse = 1.0f / unit, s[4] = {};
 #pragma unroll
   for (uint i = 0; i < D / 32; i++) {
 #pragma unroll
     for (uint h = 0; h < 2; h++) {
-      float x[4];
-      for (uint c = 0; c < 4; c++) x[c] = queries.rows[row_index(row_layout<D>(), at.column_, 32 * i + 8 * at.quarter + 4 * h + c)] * inverse;
-      TwoHalves a = two_halves(x[0], x[1]), b = two_halves(x[2], x[3]);
+      float4 x = query[8 * i + 2 * at.quarter + h];
+      TwoHalves a = two_halves(x.x * inverse, x.y * inverse), b = two_halves(x.z * inverse, x.w * inverse);
       half2 keys[2] = {as_type<half2>(key[i][2 * h]), as_type<half2>(key[i][2 * h + 1])};
       multiply_values(s, as_type<uint>(a.first), as_type<uint>(a.rest), as_type<uint>(b.first), as_type<uint>(b.rest), keys);
     }
@@ -90,7 +73,7 @@ inline void score_slowly(const Source& source, int tile, int last, const Queries
 
 template <int D>
 inline void score_plain(const Source& source, int tile, int last, const Queries<D>& queries, Place at, float* score) {
-  if (source.type == INT4KV_FLOAT16) score_halves<D>(source, tile, last, queries, at, score);
+  if (are_aligned_halves(source)) score_halves<D>(source, tile, last, queries, at, score);
   else score_slowly<D>(source, tile, last, queries, at, score);
 }
 
@@ -105,13 +88,12 @@ template <int D>
 inline bool add_halves(const Source& source, int tile, int last, const float* weight, Place at, Sums<D>& sums) {
   uint value[2][D / 16];
   const half2 zero = as_type<half2>(0u);
-  const bool aligned = are_aligned(source);
   half2 probe = zero;
 #pragma unroll
   for (int e = 0; e < 2; e++) {
     const uchar* row = source.row(min(tile + at.token(1, e), last - 1));
 #pragma unroll
-    for (int i = 0; i < D / 16; i++) read_halves<2>(source, aligned, row, 16 * i + 2 * at.column_, &value[e][i]);
+    for (int i = 0; i < D / 16; i++) value[e][i] = *(const uint*)(row + 32 * i + 4 * at.column_);
   }
 #pragma unroll
   for (int i = 0; i < D / 8; i++) probe = fma(as_type<half2>(value[i % 2][i / 2]), zero, probe);
@@ -151,7 +133,7 @@ inline void add_slowly(const Source& source, int tile, int last, const float* we
 
 template <int D>
 inline void add_plain(const Source& source, int tile, int last, const float* weight, Place at, float*, Sums<D>& sums) {
-  if (source.type == INT4KV_FLOAT16 && add_halves<D>(source, tile, last, weight, at, sums)) return;
+  if (are_aligned_halves(source) && add_halves<D>(source, tile, last, weight, at, sums)) return;
   add_slowly<D>(source, tile, last, weight, at, sums);
 }
 

@@ -15,10 +15,6 @@ constexpr bool is_table(Coding coding) {
   return coding.book == INT4KV_LLOYD && coding.bits < 8;
 }
 
-constexpr uint nibble_of(Coding coding, uint i, uint byte) {
-  return is_table(coding) ? 4 * i + byte : 2 * byte + i;
-}
-
 // Twice what a byte has beyond its level.
 constexpr int twice_offset(Coding coding) {
   if (is_table(coding)) return 256;

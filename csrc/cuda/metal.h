@@ -5,7 +5,7 @@
 //               included name, that one is taken. Includes of <metal_...> are left out. One program serves one kernel.
 //   options     -std=c++17 -arch=sm_XX (80 or newer) -default-device
 //               -DINT4KV_WANTS_attend_matrix_128=, (the kernel's name, and a comma: the others are left out)
-//               -DINT4KV_FUNCTION_CONSTANTS=k_bits,v_bits,codebook,paged (numbers; 0 where a kernel has none)
+//               -DINT4KV_FUNCTION_CONSTANTS=k_bits,v_bits,codebook,paged,decode (numbers; 0 where a kernel has none)
 //               -fmad=false for quantize and dequantize, whose bits csrc/format.h promises; -fmad=true otherwise; no fast math
 //   function    of the kernel's name, unmangled
 //   launch      grid: the threadgroups; block: 32 * simdgroups threads; no dynamic shared memory

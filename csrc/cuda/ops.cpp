@@ -39,7 +39,7 @@ void launch(const Pipeline& pipeline, const Dispatch& dispatch, CUstream stream)
 } // namespace
 
 // attend_matrix is the faster one from two query rows on, on an H100.
-const PlanLimits kPlanLimits = {2, 256};
+const PlanLimits kPlanLimits = {2, 128, 1};
 
 int64_t resident_threadgroups(const Kernel& kernel, const at::Tensor& on) {
   return Pipelines::of(on.device().index()).find(kernel).resident;

@@ -36,7 +36,7 @@ inline float column_sum(float x) {
 
 template <int D>
 inline RowLayout row_layout() {
-  return {D + 12, D / 8};
+  return {D + 12, D};
 }
 
 // A block's scores of 8 tokens, high and low bytes of the query apart.
@@ -57,43 +57,63 @@ struct Queries {
 };
 
 constant constexpr float kLargestQuery = 32512.0f;  // 127 * 256
+constant constexpr float kLeastQuery = 1e-30f;      // a column of smaller numbers is one of zeros
 
-// Four channels as high and low bytes.
-template <int D>
-inline uint2 query_bytes(const threadgroup float* rows, uint word, uint i, Coding coding, float inverse, Place at) {
-  uint2 found = {0, 0};
-#pragma unroll
-  for (uint byte = 0; byte < 4; byte++) {
-    uint nibble = nibble_of(coding, i, byte), channel = channel_of(word, nibble % kPairs, nibble / kPairs);
-    int x = __float2int_rn(rows[row_index(row_layout<D>(), at.column_, channel)] * inverse), above = (x + 128) >> 8;
-    found.x |= uint(above & 255) << (8 * byte);
-    found.y |= uint((x - 256 * above) & 255) << (8 * byte);
-  }
+// The larger magnitude, NaN if one is NaN.
+inline float larger(float a, float b) {
+  float found;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(found) : "f"(fabs(a)), "f"(fabs(b)));
   return found;
 }
 
+// Four channels in units of 1 / inverse, as 128 + the number, rounded: a sum with 1.5 * 2^23 has it in its lowest bits.
+inline uint4 rounded(float4 x, float inverse) {
+  constexpr float shift = 12582912.0f + 128.0f;
+  uint4 found;
+  for (int i = 0; i < 4; i++) found[i] = as_type<uint>(fma(x[i], inverse, shift));
+  return found;
+}
+
+// Byte `byte` of each.
+inline uint bytes_of(uint4 x, uint byte) {
+  uint selector = byte | (4 + byte) << 4;
+  return permute(permute(x.x, x.y, selector), permute(x.z, x.w, selector), 0x5410);
+}
+
+// A word's eight channels as two registers, by the order that level_bytes gives to those of the keys.
+inline uint2 word_bytes(uint4 low, uint4 high, uint byte, Coding coding) {
+  uint first = bytes_of(low, byte), second = bytes_of(high, byte);  // channels c .. c + 3 and c + 16 .. c + 19
+  if (!is_table(coding)) return {first, second};
+  return {permute(first, second, 0x5140), permute(first, second, 0x7362)};
+}
+
+// The queries of the lane's column as high and low bytes. The low ones are of 128 + the number, less 128.
 template <int D>
 inline Queries<D> lay_out_queries(const threadgroup float* rows, threadgroup float* scratch, uint simdgroup, Place at) {
   const Coding coding = {k_bits, codebook, 0.0f};
+  const threadgroup float4* column = (const threadgroup float4*)(rows + row_index(row_layout<D>(), at.column_, 0));
   threadgroup uint4* bytes = (threadgroup uint4*)scratch;
-  float largest = 0.0f, probe = 0.0f;
+  float largest = 0.0f;
 #pragma unroll
-  for (int i = 0; i < D / 4; i++) {
-    float x = rows[row_index(row_layout<D>(), at.column_, at.quarter * (D / 4) + i)];
-    largest = max(largest, fabs(x));
-    probe = fma(x, 0.0f, probe);  // NaN if there is one or an infinity
+  for (uint i = 0; i < D / 16; i++) {
+    float4 x = column[4 * i + at.quarter];
+    largest = larger(larger(larger(larger(largest, x.x), x.y), x.z), x.w);
   }
-  largest = column_max(largest);
-  float inverse = largest == 0.0f ? 0.0f : kLargestQuery / largest;
+  largest = larger(largest, simd_shuffle_xor(largest, ushort(1)));
+  largest = larger(largest, simd_shuffle_xor(largest, ushort(2)));
+  float inverse = largest < kLeastQuery ? 0.0f : kLargestQuery * fast::reciprocal(largest);
   for (uint w = simdgroup; w < D / 32; w += INT4KV_SIMDGROUPS) {
-    uint2 first = query_bytes<D>(rows, at.quarter * (D / 32) + w, 0, coding, inverse, at);
-    uint2 second = query_bytes<D>(rows, at.quarter * (D / 32) + w, 1, coding, inverse, at);
-    bytes[32 * w + at.lane] = {first.x, first.y, second.x, second.y};
+    uint channel = channel_of(at.quarter * (D / 32) + w, 0, 0);
+    uint4 low = rounded(column[channel / 4], inverse), high = rounded(column[channel / 4 + 4], inverse);
+    uint2 above = word_bytes(low, high, 1, coding), below = word_bytes(low, high, 0, coding);
+    bytes[32 * w + at.lane] = {above.x, below.x ^ kByteTops, above.y, below.y ^ kByteTops};
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   int sum[4] = {};
+#pragma unroll
   for (uint w = 0; w < D / 32; w++) multiply_keys(sum, bytes[32 * w + at.lane], 0x01010101u, 0x01010101u);
-  return {bytes, rows, largest / kLargestQuery + column_sum(probe), (256 * sum[0] + sum[2]) * twice_offset(coding) / 2};
+  float unit = fma(largest, 1.0f / kLargestQuery, largest * 0.0f);  // NaN if there is one or an infinity
+  return {bytes, rows, unit, (256 * sum[0] + sum[2]) * twice_offset(coding) / 2};
 }
 
 #endif

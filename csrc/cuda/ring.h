@@ -64,8 +64,8 @@ constexpr uint scratch_size() {
   return 4 * D + INT4KV_SIMDGROUPS * Ring<D, B>::bytes / 4;
 }
 
-template <int D, int B>
-inline threadgroup float* scratch_of(threadgroup float* scratch, uint simdgroup) {
+template <int D, int B, typename T>
+inline T* scratch_of(T* scratch, uint simdgroup) {
   return scratch + 4 * D + simdgroup * (Ring<D, B>::bytes / 4);
 }
 
@@ -133,7 +133,7 @@ struct Run {
 
 // The run that a tile begins; none when it does not lie together itself.
 template <int D, int B>
-__noinline__ Run find_run(Source k, Source v, int tile, Place at) {
+inline Run find_run(const Source& k, const Source& v, int tile, Place at) {
   constexpr uint pieces = Ring<D, B>::scales / 16;
   if (!k.is_together(tile, 8 * B) || !v.is_together(tile, 8 * B)) return {nullptr, nullptr, nullptr, tile};
   constexpr uint k_row = row_bytes(D, k_bits), v_row = row_bytes(D, v_bits);
@@ -143,6 +143,11 @@ __noinline__ Run find_run(Source k, Source v, int tile, Place at) {
   run.scales = (at.lane < pieces ? k.aligned_scale(tile) : v.aligned_scale(tile) - 8 * pieces) + 8 * at.lane - tile;
   run.end = tile + int(min(k.capacity - k.slot(tile), v.capacity - v.slot(tile)));
   return run;
+}
+
+template <int D, int B>
+__noinline__ Run find_next_run(Source k, Source v, int tile, Place at) {
+  return find_run<D, B>(k, v, tile, at);
 }
 
 // The ring of a simdgroup, at the stage of the tile at hand, and the lane's place in its parts.
@@ -165,7 +170,7 @@ template <int D, int B>
 inline void request_tile(Tiles<D, B>& tiles, const threadgroup uchar* stage, const Source& k, const Source& v, int tile, int last, Place at) {
   uint to = shared_address(stage), values = to + Ring<D, B>::keys, scales = values + Ring<D, B>::values;
   if (tile < last) {
-    if (tile + 8 * B > tiles.run.end) tiles.run = find_run<D, B>(k, v, tile, at);
+    if (tile + 8 * B > tiles.run.end) tiles.run = find_next_run<D, B>(k, v, tile, at);
     if (tile + 8 * B <= tiles.run.end) {
       copy_rows<D, B, k_bits>(tiles.run.k + long(tile) * row_bytes(D, k_bits), at, to, tiles.copied);
       copy_rows<D, B, v_bits>(tiles.run.v + long(tile) * row_bytes(D, v_bits), at, values, tiles.copied);
@@ -189,7 +194,7 @@ inline Tiles<D, B> first_tiles(const Source& k, const Source& v, int first, int 
   tiles.key = in_register(permuted(k_row, at.column_ * ring_stride(k_row) + at.quarter * (D / 8)));
   tiles.value = in_register(permuted(v_row, D == 64 ? (at.lane / 16 * 8 + at.lane % 8) * ring_stride(v_row) + at.lane / 8 % 2 * 16
                                                     : at.lane % 8 * ring_stride(v_row) + at.lane / 8 * 16));
-  tiles.run.end = first;
+  if (first < last) tiles.run = find_run<D, B>(k, v, first, at);
 #pragma unroll 1
   for (uint s = 0; s < Ring<D, B>::stages; s++) {
     request_tile<D, B>(tiles, tiles.stage + s * Ring<D, B>::stage, k, v, first + int(s) * stride, last, at);

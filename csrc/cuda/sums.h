@@ -47,7 +47,7 @@ inline bool outgrows(const Sums<D>& sums, const Scales<N>& scale) {
 template <int D, int N>
 inline void rescale(Sums<D>& sums, const float* by, const Scales<N>& scale, Place at) {
   float found = max(simd_max(largest_scale<N>(scale)), kLeastUnit);
-  float unit = max(sums.unit, as_type<float>((as_type<uint>(found) & INT4KV_FP32_INF_BITS) + 0x00800000u));
+  float unit = max(sums.unit, as_type<float>((as_type<uint>(found) + 0x007fffffu) & INT4KV_FP32_INF_BITS));
   sums.inverse = as_type<float>(0x7f000000u - as_type<uint>(unit));
   float shrink = sums.unit * sums.inverse;
   sums.unit = unit;
@@ -60,11 +60,15 @@ inline void rescale(Sums<D>& sums, const float* by, const Scales<N>& scale, Plac
   }
 }
 
-// Joins the simdgroups: each leaves its sums in its scratch, and adds up all of them for the rows that it will write.
+constexpr uint joined_stride(int head_dim) {
+  return head_dim + 4;
+}
+
+// Each simdgroup leaves its sums, which are of unit 1, in its scratch.
 template <int D, int B>
 inline void join_simdgroups(
-    const Sums<D>& sums, const Statistics& found, uint simdgroup, Place at, threadgroup float* scratch, threadgroup float* rows) {
-  constexpr uint stride = D + 4;
+    const Sums<D>& sums, const Statistics&, uint simdgroup, Place at, threadgroup float* scratch, threadgroup float*) {
+  constexpr uint stride = joined_stride(D);
   asm volatile("cp.async.wait_all;" : : : "memory");
   __syncwarp();
   threadgroup float* own = scratch_of<D, B>(scratch, simdgroup);
@@ -73,20 +77,23 @@ inline void join_simdgroups(
 #pragma unroll
     for (uint i = 0; i < D / 16; i++) {
       float2* to = (float2*)(own + (2 * at.quarter + e) * stride + 32 * (i / 2) + 16 * (i % 2) + 2 * at.column_);
-      *to = float2(sums.o[i / 2 * 2][2 * (i % 2) + e] * sums.unit, sums.o[i / 2 * 2 + 1][2 * (i % 2) + e] * sums.unit);
+      *to = float2(sums.o[i / 2 * 2][2 * (i % 2) + e], sums.o[i / 2 * 2 + 1][2 * (i % 2) + e]);
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  for (uint n = simdgroup; n < INT4KV_COLUMNS; n += INT4KV_SIMDGROUPS) {
-    float maximum = found.maximum(n), weight[INT4KV_SIMDGROUPS];
-    for (uint s = 0; s < INT4KV_SIMDGROUPS; s++) weight[s] = fast::exp2(found.maxima[s * INT4KV_COLUMNS + n] - maximum);
-    for (uint c = at.lane; c < D; c += INT4KV_SIMD) {
-      float joined = 0.0f;
-      for (uint s = 0; s < INT4KV_SIMDGROUPS; s++) joined = fma(weight[s], scratch_of<D, B>(scratch, s)[n * stride + c], joined);
-      rows[row_index(row_layout<D>(), n, c)] = joined;
-    }
+}
+
+// Row n of what all simdgroups left.
+template <int D, int B>
+inline void joined_row(
+    const Statistics& found, uint n, float maximum, uint lane, const threadgroup float* scratch, const threadgroup float*, float* x) {
+#pragma unroll
+  for (uint s = 0; s < INT4KV_SIMDGROUPS; s++) {
+    float weight = fast::exp2(found.maxima[s * INT4KV_COLUMNS + n] - maximum);
+    const threadgroup float* from = scratch_of<D, B>(scratch, s) + n * joined_stride(D) + lane;
+#pragma unroll
+    for (uint u = 0; u < D / INT4KV_UNIT; u++) x[u] = fma(weight, from[INT4KV_UNIT * u], x[u]);
   }
-  simdgroup_barrier(mem_flags::mem_threadgroup);
 }
 
 #endif

@@ -48,10 +48,16 @@ void describe_tensors(Int4kvAttend& p, const Tensors& t, int64_t start, double s
   p.v_rotation = rotation_of(t.v_rotation, head_dim);
   p.heads = static_cast<unsigned>(t.q.size(1));
   p.kv_heads = static_cast<unsigned>(t.k_codes.size(1));
+  p.group = p.heads / p.kv_heads;
   p.queries = static_cast<unsigned>(t.q.size(2));
   p.head_dim = static_cast<unsigned>(head_dim);
   p.softcap = static_cast<float>(softcap);
   p.scale = static_cast<float>(softcap > 0 ? scale : scale * kLog2e);
+}
+
+bool is_plain_decode(const Int4kvAttend& p, int64_t queries) {
+  return queries == 1 && !p.has_mask && p.softcap == 0.0f && p.sinks == 0 && p.k_rotation.kind != INT4KV_DENSE &&
+      p.v_rotation.kind != INT4KV_DENSE;
 }
 
 // `batch` threadgroups wide, each with up to `queries` queries, which see up to `keys` keys.
@@ -60,7 +66,8 @@ void run(Int4kvAttend& p, const Tensors& t, int64_t batch, int64_t queries, int6
   const AttendShape shape{
       batch, t.k_codes.size(1), t.q.size(1) / t.k_codes.size(1), queries, t.q.size(3), one_scale && codebook != INT4KV_ASYMMETRIC};
   const int64_t visible = p.window > 0 && p.window < keys ? std::min<int64_t>(keys, p.window + queries) : keys;
-  const Kernel constants{Entry::kAttendSimd, 0, p.k.bits, p.v.bits, static_cast<uint32_t>(codebook), paged};
+  const Kernel constants{
+      Entry::kAttendSimd, 0, p.k.bits, p.v.bits, static_cast<uint32_t>(codebook), paged, is_plain_decode(p, queries)};
   const AttendPlan plan = plan_attend(shape, constants, visible, t.q);
   p.blocks = static_cast<unsigned>(plan.blocks);
   p.splits = static_cast<unsigned>(plan.splits);
@@ -78,7 +85,7 @@ void run(Int4kvAttend& p, const Tensors& t, int64_t batch, int64_t queries, int6
         &t.v_rotation, &t.v_centre, &t.mask, &t.out, &partial, &statistics, &t.block_table, &t.lengths, &t.query_starts, &t.rings,
         &t.recent_starts},
        &p, sizeof p, grid},
-      {{Entry::kMerge}, {&partial, &statistics, &t.v_rotation, &t.v_centre, &t.out}, &p, sizeof p, merge_grid},
+      {{Entry::kMerge, p.head_dim}, {&partial, &statistics, &t.v_rotation, &t.v_centre, &t.out}, &p, sizeof p, merge_grid},
   });
 }
 
@@ -152,6 +159,7 @@ at::Tensor attend_paged(
   p.rings = exact ? static_cast<unsigned>(k_recent->size(0)) : 0;
   p.table_width = static_cast<unsigned>(block_table.size(1));
   p.min_split = static_cast<unsigned>(kPlanLimits.min_split);
+  p.more_splits = static_cast<unsigned>(kPlanLimits.more_splits);
   run(p, tensors, sequences, std::min(max_queries, q.size(0)), keys, codebook_of(codebook), true);
   return out;
 }

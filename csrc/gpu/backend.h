@@ -41,6 +41,7 @@ inline bool is_there(const at::Tensor* x) {
 struct PlanLimits {
   int64_t matrix_rows;  // from so many query rows on attend_matrix does less work than attend_simd
   int64_t min_split;    // below so many tokens a split costs more in its merge than it brings
+  int64_t more_splits;  // beside those: 1 for the exact rows, where these are to have one of their own
 };
 
 extern const PlanLimits kPlanLimits;

@@ -8,17 +8,19 @@ namespace {
 
 // Of any head_dim a multiple of 32; the attention kernels for one width of K and of V and one codebook.
 std::vector<Kernel> kernels_for(at::IntArrayRef head_dims, const Kernel& constants) {
-  const auto attention = [&](Entry entry, uint32_t size) {
-    return Kernel{entry, size, constants.k_bits, constants.v_bits, constants.codebook, constants.paged};
+  const auto attention = [&](Entry entry, uint32_t size, uint32_t decode = 0) {
+    return Kernel{entry, size, constants.k_bits, constants.v_bits, constants.codebook, constants.paged, decode};
   };
   const bool symmetric_codes =
       constants.codebook != INT4KV_ASYMMETRIC && constants.k_bits < INT4KV_PLAIN_BITS && constants.v_bits < INT4KV_PLAIN_BITS;
-  std::vector<Kernel> kernels = {attention(Entry::kAttendSimd, 1), attention(Entry::kAttendSimd, 2), {Entry::kMerge}};
+  std::vector<Kernel> kernels = {attention(Entry::kAttendSimd, 1), attention(Entry::kAttendSimd, 2)};
   for (const int64_t head_dim : head_dims) {
     const auto size = static_cast<uint32_t>(head_dim);
     kernels.push_back({Entry::kQuantize, size, 0, 0, 0, constants.paged});
     kernels.push_back({Entry::kDequantize, size});
-    if (symmetric_codes && has_matrix_kernel(head_dim)) kernels.push_back(attention(Entry::kAttendMatrix, size));
+    kernels.push_back({Entry::kMerge, size});
+    if (!symmetric_codes || !has_matrix_kernel(head_dim)) continue;
+    for (const uint32_t decode : {0, 1}) kernels.push_back(attention(Entry::kAttendMatrix, size, decode));
   }
   return kernels;
 }

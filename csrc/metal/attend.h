@@ -6,7 +6,8 @@
 //   0     lo       coded                  exact               position   keys
 //   |------|=sinks===|=======codes==========|======recent=======|----------|       tokens of one query, from the op's start
 //
-// Widths and codebook are function constants: each pipeline is compiled, and takes registers, for its own case.
+// Widths and codebook are function constants: each pipeline is compiled, and takes registers, for its own case. So is `decode`, which
+// leaves out what a plain decode step has no use for.
 #ifndef INT4KV_METAL_ATTEND_H
 #define INT4KV_METAL_ATTEND_H
 
@@ -16,6 +17,7 @@
 INT4KV_FUNCTION_CONSTANT(k_bits, INT4KV_K_BITS_CONSTANT);
 INT4KV_FUNCTION_CONSTANT(v_bits, INT4KV_V_BITS_CONSTANT);
 INT4KV_FUNCTION_CONSTANT(codebook, INT4KV_CODEBOOK_CONSTANT);
+INT4KV_FUNCTION_CONSTANT(decode, INT4KV_DECODE_CONSTANT);
 
 constant constexpr float kFloor = -1e30f;  // the maximum of no scores; a score never is as low
 constant constexpr float kLog2e = 1.44269504f;
@@ -26,11 +28,11 @@ struct Span {
 };
 
 inline Span span_of(constant Int4kvAttend& p, thread const Sequence& sequence, uint query) {
-  int keys = sequence.keys, position = keys - int(sequence.queries) + int(query - sequence.first);
+  int keys = sequence.keys, position = decode ? keys - 1 : keys - int(sequence.queries) + int(query - sequence.first);
   Span span;
-  span.hi = p.causal ? clamp(position + 1, 0, keys) : keys;
+  span.hi = p.causal && !decode ? clamp(position + 1, 0, keys) : keys;
   span.lo = p.window > 0 ? clamp(position - p.window + 1, 0, span.hi) : 0;
-  span.coded = clamp(p.sinks, span.lo, span.hi);
+  span.coded = decode ? span.lo : clamp(p.sinks, span.lo, span.hi);
   span.exact = clamp(max(sequence.recent_from, position - p.recent_window + 1), span.coded, span.hi);
   return span;
 }
@@ -42,9 +44,9 @@ struct QueryRow {
 };
 
 inline QueryRow query_row(constant Int4kvAttend& p, thread const Sequence& sequence, uint kv_head, uint index) {
-  uint group = p.heads / p.kv_heads, rows = sequence.rows(p), held = min(index, rows - 1);
+  uint group = p.group, rows = decode ? group : group * sequence.queries, held = min(index, rows - 1);
   QueryRow row;
-  uint within = sequence.queries == 1 ? 0 : held / group;  // a division is dear
+  uint within = decode || sequence.queries == 1 ? 0 : held / group;  // a division is dear
   row.query = sequence.first + within;
   row.head = kv_head * group + held - within * group;
   row.live = index < rows;
@@ -76,12 +78,12 @@ inline Share share_of(constant Int4kvAttend& p, thread const Sequence& sequence,
 }
 
 inline bool mask_allows(constant Int4kvAttend& p, const device bool* mask, long row, int token) {
-  return !p.has_mask || mask[row + long(token) * p.mask.channel];
+  return decode || !p.has_mask || mask[row + long(token) * p.mask.channel];
 }
 
 // log2(e) times the score, softcapped when asked for.
 inline float capped(constant Int4kvAttend& p, float score) {
-  return p.softcap > 0.0f ? p.softcap * precise::tanh(score / p.softcap) * kLog2e : score;
+  return !decode && p.softcap > 0.0f ? p.softcap * precise::tanh(score / p.softcap) * kLog2e : score;
 }
 
 // Rows of a block in threadgroup memory: a gap after every `chunk` channels keeps lanes that own chunks on different banks.
@@ -93,26 +95,43 @@ inline uint row_index(RowLayout layout, uint row, uint channel) {
   return row * layout.stride + channel + channel / layout.chunk;
 }
 
-// The `count` query rows of a block, rotated and scaled. Simdgroups take rows in turn, R at most.
+// Query rows of a block on their way. Simdgroups take rows in turn, R at most.
 template <int R>
-inline void load_queries(
-    constant Int4kvAttend& p, const device void* q, const device float* rotation, thread const Sequence& sequence, uint kv_head, uint block,
-    uint count, uint units, uint simdgroup, uint lane, RowLayout layout, threadgroup float* rows) {
-  float x[R * kMaxUnits] = {};
-  long offsets[R];
+struct AskedQueries {
+  RowBits<R> bits;
+  RowRegisters signs;
   bool live[R];
+};
+
+template <int R>
+inline AskedQueries<R> ask_for_queries(
+    constant Int4kvAttend& p, const device void* q, const device float* rotation, thread const Sequence& sequence, uint kv_head, uint first,
+    uint units, uint simdgroup, uint lane) {
+  AskedQueries<R> asked;
+  long offsets[R];
   for (uint r = 0; r < R; r++) {
-    QueryRow row = query_row(p, sequence, kv_head, block * count + simdgroup + r * INT4KV_SIMDGROUPS);
+    QueryRow row = query_row(p, sequence, kv_head, first + simdgroup + r * INT4KV_SIMDGROUPS);
     offsets[r] = row_offset(p.q, sequence.batch, row.head, row.query);
-    live[r] = row.live;
+    asked.live[r] = row.live;
   }
-  load_rows<R>(q, p.q, offsets, units, lane, x);
+  asked.signs = signs_of(p.k_rotation, rotation, units, lane);
+  load_bits<R>(q, p.q, offsets, units, lane, asked.bits);
+  return asked;
+}
+
+// The `count` query rows of a block, rotated and scaled.
+template <int R>
+inline void rotate_queries(
+    constant Int4kvAttend& p, thread const AskedQueries<R>& asked, const device float* rotation, uint kv_head, uint count, uint units,
+    uint simdgroup, uint lane, RowLayout layout, threadgroup float* rows) {
+  float x[R * kMaxUnits] = {};
+  numbers_of<R>(asked.bits, p.q.type, units, x);
 #pragma unroll
   for (uint r = 0; r < R; r++) {
     uint n = simdgroup + r * INT4KV_SIMDGROUPS;
-    rotate(x + r * kMaxUnits, p.k_rotation, rotation, kv_head, units, lane);
+    if (asked.live[r]) rotate(x + r * kMaxUnits, p.k_rotation, rotation, asked.signs, kv_head, units, lane, !decode);
     for (uint u = 0; u < kMaxUnits; u++) {
-      if (u < units && n < count) rows[row_index(layout, n, INT4KV_UNIT * u + lane)] = live[r] ? x[r * kMaxUnits + u] * p.scale : 0.0f;
+      if (u < units && n < count) rows[row_index(layout, n, INT4KV_UNIT * u + lane)] = asked.live[r] ? x[r * kMaxUnits + u] * p.scale : 0.0f;
     }
   }
 }
@@ -146,11 +165,11 @@ struct Output {
 
 // A row of all its tokens: divided by their sum, rotated back, the values' centre added, written.
 inline void write_output(
-    constant Int4kvAttend& p, thread float* x, float sum, uint batch, uint kv_head, QueryRow row, uint units, uint lane,
-    thread const Output& output) {
+    constant Int4kvAttend& p, thread float* x, float sum, thread const RowRegisters& signs, uint batch, uint kv_head, QueryRow row,
+    uint units, uint lane, thread const Output& output) {
   float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
   for (uint u = 0; u < kMaxUnits; u++) x[u] *= inverse;
-  unrotate(x, p.v_rotation, output.rotation, kv_head, units, lane);
+  unrotate(x, p.v_rotation, output.rotation, signs, kv_head, units, lane, !decode);
   if (p.has_v_centre && sum != 0.0f) {
     float mean[kMaxUnits] = {};
     load_row(output.centre, p.v_centre, row_offset(p.v_centre, batch, kv_head, 0), units, lane, mean);
@@ -163,7 +182,10 @@ inline void write_output(
 inline void write_row(
     constant Int4kvAttend& p, thread float* x, float maximum, float sum, uint batch, uint kv_head, QueryRow row, uint split, uint units,
     uint lane, thread const Output& output) {
-  if (p.splits == 1) return write_output(p, x, sum, batch, kv_head, row, units, lane, output);
+  if (p.splits == 1) {
+    RowRegisters signs = signs_of(p.v_rotation, output.rotation, units, lane);
+    return write_output(p, x, sum, signs, batch, kv_head, row, units, lane, output);
+  }
   long slot = (long(batch * p.heads + row.head) * p.queries + row.query) * p.splits + split;
   for (uint u = 0; u < kMaxUnits; u++) {
     if (u < units) output.partial[slot * long(INT4KV_UNIT * units) + INT4KV_UNIT * u + lane] = x[u];

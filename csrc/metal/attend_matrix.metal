@@ -11,6 +11,7 @@
 // seen by every column takes no care of tokens one by one: the first and last tiles and the end of a ring do.
 // Registers, head_dim 128, 4 bits: 32 for o, 16 and 16 for the words of a tile, 8 for S; at 256 B is 2: 64, 16, 16, 4. Words stay as
 // they lie in the planes until they are used: 8 bits take twice as many.
+#include "exact_rows.h"
 #include "tiles.h"
 
 constant constexpr float kUnseen = -1e30f;   // the score of a token that a column does not see
@@ -130,9 +131,10 @@ struct Common {
 
 inline Common common_of(constant Int4kvAttend& p, thread const Columns& columns) {
   Common common = {columns.from[0], columns.to[0]};
+  if (decode) return common;
   for (int e = 1; e < kLaneColumns; e++) common = {max(common.from, columns.from[e]), min(common.to, columns.to[e])};
   common.from = simd_max(common.from);
-  common.to = p.has_mask || p.softcap > 0.0f ? common.from : simd_min(common.to);
+  common.to = !decode && (p.has_mask || p.softcap > 0.0f) ? common.from : simd_min(common.to);
   return common;
 }
 
@@ -213,6 +215,7 @@ template <int D, int B>
   INT4KV_THREADGROUP(float, maxima, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
   INT4KV_THREADGROUP(float, total, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
   uint split = group.x, kv_head = p.blocks == 1 ? group.y : group.y / p.blocks, block = group.y - kv_head * p.blocks;
+  if (paged) await_tensors();  // the sequence is in tensors
   Sequence sequence = sequence_of(p, {block_table, lengths, query_starts, rings, recent_starts}, group.z);
   if (paged && block * INT4KV_COLUMNS >= sequence.rows(p)) return;
   Task task = {mask, place_of(lane), scratch_of<D, B>(scratch, simdgroup)};
@@ -225,14 +228,17 @@ template <int D, int B>
   pass.stride = int(INT4KV_SIMDGROUPS) * 8 * B;
   Source k = code_source(p, p.k, coding_of(k_bits, codebook, lane), k_codes, k_scales, sequence, kv_head);
   Source v = code_source(p, p.v, coding_of(v_bits, codebook, lane), v_codes, v_scales, sequence, kv_head);
+  if (!paged) await_tensors();
+  constexpr uint kRows = INT4KV_COLUMNS / INT4KV_SIMDGROUPS, kUnits = D / INT4KV_UNIT;
+  AskedQueries<kRows> asked =
+      ask_for_queries<kRows>(p, q, k_rotation, sequence, kv_head, block * INT4KV_COLUMNS, kUnits, simdgroup, lane);
   Tiles<D, B> tiles = first_tiles<D, B>(k, v, pass.first, pass.last, pass.stride, task.at, task.scratch);
-  if (p.k_rotation.kind != INT4KV_NO_ROTATION && 32 * lane < D) ask_for(k_rotation + 32 * lane);
   Pass newest_pass = plain_pass(sequence, first, last, share, true, simdgroup);
-  ask_for_rows<D>(plain_source(p.k_recent, k_recent, sequence.ring, kv_head, sequence.recent_from), newest_pass, lane);
-  ask_for_rows<D>(plain_source(p.v_recent, v_recent, sequence.ring, kv_head, sequence.recent_from), newest_pass, lane);
-
-  load_queries<INT4KV_COLUMNS / INT4KV_SIMDGROUPS>(
-      p, q, k_rotation, sequence, kv_head, block, INT4KV_COLUMNS, D / INT4KV_UNIT, simdgroup, lane, row_layout<D>(), rows);
+  if (newest_pass.first < newest_pass.last) {
+    ask_for_rows<D>(plain_source(p.k_recent, k_recent, sequence.ring, kv_head, sequence.recent_from), newest_pass, lane);
+    ask_for_rows<D>(plain_source(p.v_recent, v_recent, sequence.ring, kv_head, sequence.recent_from), newest_pass, lane);
+  }
+  rotate_queries<kRows>(p, asked, k_rotation, kv_head, INT4KV_COLUMNS, kUnits, simdgroup, lane, row_layout<D>(), rows);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   Queries<D> queries = lay_out_queries<D>(rows, scratch, simdgroup, task.at);
 
@@ -253,7 +259,7 @@ template <int D, int B>
   }
   read_codes<D, B>(p, k, v, pass, tiles, task, queries, columns, sums);
 
-  for (int newest = p.sinks > 0 ? 0 : 1; newest < 2; newest++) {
+  for (int newest = !decode && p.sinks > 0 ? 0 : 1; newest < 2; newest++) {
     uint held = newest ? sequence.ring : sequence.batch;
     int origin = newest ? sequence.recent_from : 0;
     pass = plain_pass(sequence, first, last, share, newest != 0, simdgroup);
@@ -270,7 +276,13 @@ template <int D, int B>
   leave_statistics(columns, found, simdgroup, task.at);
   join_simdgroups<D, B>(sums, found, simdgroup, task.at, scratch, rows);
   Output output = {v_rotation, v_centre, out, partial, statistics};
-  write_rows(p, rows, found, sequence, kv_head, block, split, D / INT4KV_UNIT, simdgroup, lane, row_layout<D>(), output);
+  for (uint n = simdgroup; n < INT4KV_COLUMNS; n += INT4KV_SIMDGROUPS) {
+    QueryRow row = query_row(p, sequence, kv_head, block * INT4KV_COLUMNS + n);
+    if (!row.live) continue;
+    float x[kMaxUnits] = {}, maximum = found.maximum(n);
+    joined_row<D, B>(found, n, maximum, lane, scratch, rows, x);
+    write_row(p, x, maximum, found.sum(n, maximum), sequence.batch, kv_head, row, split, kUnits, lane, output);
+  }
 }
 
 INT4KV_ENTRY(attend_matrix_64, INT4KV_SIMDGROUPS, attend_matrix<64, tile_blocks(64)>)

@@ -211,9 +211,12 @@ template <int H>
   INT4KV_THREADGROUP(float, maxima, INT4KV_SIMDGROUPS * H);
   INT4KV_THREADGROUP(float, sums, INT4KV_SIMDGROUPS * H);
   uint split = group.x, kv_head = group.y / p.blocks, block = group.y % p.blocks;
+  await_tensors();
   Sequence sequence = sequence_of(p, {block_table, lengths, query_starts, rings, recent_starts}, group.z);
   if (paged && block * H >= sequence.rows(p)) return;
-  load_queries<1>(p, q, k_rotation, sequence, kv_head, block, H, p.head_dim / INT4KV_UNIT, simdgroup, thread_index, row_layout(), rows);
+  const uint units = p.head_dim / INT4KV_UNIT;
+  AskedQueries<1> asked = ask_for_queries<1>(p, q, k_rotation, sequence, kv_head, block * H, units, simdgroup, thread_index);
+  rotate_queries<1>(p, asked, k_rotation, kv_head, H, units, simdgroup, thread_index, row_layout(), rows);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   Lane lane = lane_of(thread_index, p.head_dim);
@@ -254,7 +257,7 @@ template <int H>
   join_streams<H>(stream, lane.count);
   join_streams_in_turns<H>(stream, rows, found, simdgroup, lane, thread_index);
   Output output = {v_rotation, v_centre, out, partial, statistics};
-  write_rows(p, rows, found, sequence, kv_head, block, split, p.head_dim / INT4KV_UNIT, simdgroup, thread_index, row_layout(), output);
+  write_rows(p, rows, found, sequence, kv_head, block, split, units, simdgroup, thread_index, row_layout(), output);
 }
 
 INT4KV_ENTRY(attend_simd_1, INT4KV_SIMDGROUPS, attend_simd<1>)

@@ -28,8 +28,10 @@ template <int U>
     uint row [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]]) {
   uint token = row % p.tokens, head = row / p.tokens % p.heads, batch = row / p.tokens / p.heads;
   float x[kMaxUnits];
+  await_tensors();
+  RowRegisters signs = signs_of(p.rotation, rotation, U, lane);
   read_stored<U>(p.stored, codes, scales, batch, head, slot_of(p.stored.first_slot, token, p.stored.capacity), lane, x);
-  unrotate(x, p.rotation, rotation, head, U, lane);
+  unrotate(x, p.rotation, rotation, signs, head, U, lane);
   if (p.has_centre) {
     float mean[kMaxUnits];
     load_row(centre, p.centre, row_offset(p.centre, batch, head, 0), U, lane, mean);

@@ -25,14 +25,15 @@ struct Sequence {
   const device int* table;  // its row of the block table
 
   uint rows(constant Int4kvAttend& p) const {
-    return p.heads / p.kv_heads * queries;
+    return p.group * queries;
   }
 };
 
 // As many splits as the sequence would have alone, of those that the grid has.
 inline int splits_of(constant Int4kvAttend& p, int keys, int queries) {
   int seen = p.window > 0 ? min(keys, p.window + queries) : keys;
-  return clamp(seen / int(p.min_split), 1, int(p.splits));
+  int whole = seen / int(p.min_split);
+  return clamp(whole > 0 ? whole + int(p.more_splits) : 1, 1, int(p.splits));
 }
 
 inline Sequence sequence_of(constant Int4kvAttend& p, Batch batch, uint number) {

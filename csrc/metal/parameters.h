@@ -26,6 +26,7 @@ typedef int64_t int4kv_stride;
 #define INT4KV_V_BITS_CONSTANT 1
 #define INT4KV_CODEBOOK_CONSTANT 2
 #define INT4KV_PAGED_CONSTANT 3  // of quantize too: 1 for the pages of many sequences
+#define INT4KV_DECODE_CONSTANT 4  // of attend_matrix: 1 for one query token a sequence, without mask, softcap, sinks and dense rotations
 #define INT4KV_PLAIN_BITS 16u
 
 #define INT4KV_SIMD 32u
@@ -79,14 +80,14 @@ struct Int4kvAttend {
   struct Int4kvRows q, out, mask, v_centre;
   struct Int4kvStored k, v, k_sink, v_sink, k_recent, v_recent;  // of the recent ones, first_slot is that of token recent_from
   struct Int4kvRotation k_rotation, v_rotation;
-  unsigned heads, kv_heads, queries, head_dim, keys, blocks, splits;
+  unsigned heads, kv_heads, group, queries, head_dim, keys, blocks, splits;
   int sinks;                       // tokens [0, sinks) have plain rows
   int recent_from, recent_window;  // recent_from = keys: no recent rows
   int window;                      // 0: none
   unsigned causal, has_mask, has_v_centre;
   float scale, softcap;  // softcap 0: none, and scale has log2(e) in it
   // Paged: q has `queries` rows and a sequence at most `keys` tokens, in a row of `table_width` entries of the block table.
-  unsigned pages, rings, table_width, min_split;
+  unsigned pages, rings, table_width, min_split, more_splits;
 };
 
 #endif

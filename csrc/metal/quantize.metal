@@ -51,13 +51,14 @@ inline void quantize_row(
     constant Int4kvQuantizeSide& side, const device void* x, device void* codes, device half* scales, device void* recent,
     const device float* centre, const device float* rotation, uint batch, uint head, uint token, Destination to, uint lane) {
   float row[kMaxUnits];
+  RowRegisters signs = signs_of(side.rotation, rotation, U, lane);
   load_row(x, side.x, row_offset(side.x, batch, head, token), U, lane, row);
   if (side.has_centre) {
     float mean[kMaxUnits];
     load_row(centre, side.centre, row_offset(side.centre, batch, head, 0), U, lane, mean);
     for (uint u = 0; u < U; u++) row[u] = row[u] - mean[u];
   }
-  rotate(row, side.rotation, rotation, head, U, lane);
+  rotate(row, side.rotation, rotation, signs, head, U, lane);
   if (to.recent.is_there) store_row(recent, side.recent, row_offset(side.recent, to.recent.batch, head, to.recent.slot), U, lane, row);
   if (!to.stored.is_there) return;
   long codes_row = row_offset(side.stored.codes, to.stored.batch, head, to.stored.slot);
@@ -79,6 +80,7 @@ template <int U>
     uint group [[threadgroup_position_in_grid]],
     uint lane [[thread_index_in_simdgroup]]) {
   uint row = group % p.rows, token = row % p.tokens, head = row / p.tokens % p.heads, batch = row / p.tokens / p.heads;
+  await_tensors();
   if (group < p.rows) {
     Destination to = destination_of(p, p.k, slots, recent_slots, batch, token);
     quantize_row<U>(p.k, k, k_codes, k_scales, k_recent, k_centre, k_rotation, batch, head, token, to, lane);

@@ -8,10 +8,10 @@
 
 inline void hadamard(thread float* x, uint block, uint units, uint lane, float norm) {
   for (ushort apart = 1; apart < INT4KV_SIMD; apart *= 2) {
+    if (apart >= block) continue;
+    float sign = (lane & apart) ? -1.0f : 1.0f;
     for (uint u = 0; u < kMaxUnits; u++) {
-      if (u >= units || apart >= block) continue;
-      float other = simd_shuffle_xor(x[u], apart);
-      x[u] = (lane & apart) ? other - x[u] : x[u] + other;
+      if (u < units) x[u] = fma(x[u], sign, simd_shuffle_xor(x[u], apart));
     }
   }
   for (uint apart = 1; apart < kMaxUnits; apart *= 2) {
@@ -25,15 +25,24 @@ inline void hadamard(thread float* x, uint block, uint units, uint lane, float n
   for (uint u = 0; u < kMaxUnits; u++) x[u] *= norm;
 }
 
-inline void multiply_signs(thread float* x, const device float* signs, uint units, uint lane) {
-  for (uint u = 0; u < kMaxUnits; u++) {
-    if (u < units) x[u] *= signs[INT4KV_UNIT * u + lane];
-  }
-}
-
 struct RowRegisters {
   float x[kMaxUnits];
 };
+
+// The signs of a Hadamard rotation, loaded before what waits for them.
+inline RowRegisters signs_of(constant Int4kvRotation& rotation, const device float* by, uint units, uint lane) {
+  RowRegisters signs;
+  for (uint u = 0; u < kMaxUnits; u++) {
+    signs.x[u] = u < units && rotation.kind == INT4KV_HADAMARD ? by[INT4KV_UNIT * u + lane] : 1.0f;
+  }
+  return signs;
+}
+
+inline void multiply_signs(thread float* x, thread const RowRegisters& signs, uint units) {
+  for (uint u = 0; u < kMaxUnits; u++) {
+    if (u < units) x[u] *= signs.x[u];
+  }
+}
 
 // y[c] = sum over j of matrix[c * row + j * column] * x[j]
 INT4KV_SELDOM RowRegisters
@@ -58,20 +67,25 @@ inline void multiply_matrix(thread float* x, const device float* matrix, uint ro
   for (uint u = 0; u < kMaxUnits; u++) x[u] = row.x[u];
 }
 
-inline void rotate(thread float* x, constant Int4kvRotation& rotation, const device float* by, uint head, uint units, uint lane) {
+// `signs` are those of the rotation. `dense`: it may be a matrix, which a caller can rule out.
+inline void rotate(
+    thread float* x, constant Int4kvRotation& rotation, const device float* by, thread const RowRegisters& signs, uint head, uint units,
+    uint lane, bool dense = true) {
   if (rotation.kind == INT4KV_HADAMARD) {
-    multiply_signs(x, by, units, lane);
+    multiply_signs(x, signs, units);
     hadamard(x, rotation.block, units, lane, rotation.norm);
-  } else if (rotation.kind == INT4KV_DENSE) {
+  } else if (dense && rotation.kind == INT4KV_DENSE) {
     multiply_matrix(x, by + long(head) * rotation.head, INT4KV_UNIT * units, 1, units, lane);
   }
 }
 
-inline void unrotate(thread float* x, constant Int4kvRotation& rotation, const device float* by, uint head, uint units, uint lane) {
+inline void unrotate(
+    thread float* x, constant Int4kvRotation& rotation, const device float* by, thread const RowRegisters& signs, uint head, uint units,
+    uint lane, bool dense = true) {
   if (rotation.kind == INT4KV_HADAMARD) {
     hadamard(x, rotation.block, units, lane, rotation.norm);
-    multiply_signs(x, by, units, lane);
-  } else if (rotation.kind == INT4KV_DENSE) {
+    multiply_signs(x, signs, units);
+  } else if (dense && rotation.kind == INT4KV_DENSE) {
     multiply_matrix(x, by + long(head) * rotation.head, 1, INT4KV_UNIT * units, units, lane);
   }
 }

@@ -46,30 +46,46 @@ inline uint slot_of(uint first_slot, uint token, uint capacity) {
   return slot < capacity ? slot : slot - capacity;
 }
 
+// Channels of R rows as they lie in memory, kMaxUnits after each other: on their way together, and not waited for.
+template <int R>
+struct RowBits {
+  uint of[R * kMaxUnits];
+};
+
 template <int R, typename T>
-inline void load_rows_of(const device T* data, thread const long* offsets, long step, uint units, thread float* x) {
+inline void load_bits_of(const device T* data, thread const long* first, long step, uint units, thread RowBits<R>& bits) {
 #pragma unroll
   for (int r = 0; r < R; r++) {
 #pragma unroll
     for (uint u = 0; u < kMaxUnits; u++) {
-      if (u < units) x[r * kMaxUnits + u] = float(data[offsets[r] + long(INT4KV_UNIT * u) * step]);
+      if (u < units) bits.of[r * kMaxUnits + u] = data[first[r] + long(INT4KV_UNIT * u) * step];
     }
   }
 }
 
-// R rows, each kMaxUnits after the one before. The type is asked for once, so that all loads are on their way together.
 template <int R>
-inline void load_rows(
-    const device void* data, constant Int4kvRows& rows, thread const long* offsets, uint units, uint lane, thread float* x) {
+inline void load_bits(
+    const device void* data, constant Int4kvRows& rows, thread const long* offsets, uint units, uint lane, thread RowBits<R>& bits) {
   long first[R];
   for (int r = 0; r < R; r++) first[r] = offsets[r] + long(lane) * rows.channel;
-  if (rows.type == INT4KV_FLOAT32) load_rows_of<R>((const device float*)data, first, rows.channel, units, x);
-  else if (rows.type == INT4KV_FLOAT16) load_rows_of<R>((const device half*)data, first, rows.channel, units, x);
-  else load_rows_of<R>((const device bfloat*)data, first, rows.channel, units, x);
+  if (rows.type == INT4KV_FLOAT32) load_bits_of<R>((const device uint*)data, first, rows.channel, units, bits);
+  else load_bits_of<R>((const device ushort*)data, first, rows.channel, units, bits);
+}
+
+template <int R>
+inline void numbers_of(thread const RowBits<R>& bits, uint type, uint units, thread float* x) {
+  for (uint i = 0; i < R * kMaxUnits; i++) {
+    if (i % kMaxUnits >= units) continue;
+    if (type == INT4KV_FLOAT32) x[i] = as_type<float>(bits.of[i]);
+    else if (type == INT4KV_FLOAT16) x[i] = float(as_type<half>(ushort(bits.of[i])));
+    else x[i] = as_type<float>(bits.of[i] << 16);
+  }
 }
 
 inline void load_row(const device void* data, constant Int4kvRows& rows, long offset, uint units, uint lane, thread float* x) {
-  load_rows<1>(data, rows, &offset, units, lane, x);
+  RowBits<1> bits;
+  load_bits<1>(data, rows, &offset, units, lane, bits);
+  numbers_of<1>(bits, rows.type, units, x);
 }
 
 inline void store_row(device void* data, constant Int4kvRows& rows, long offset, uint units, uint lane, const thread float* x) {

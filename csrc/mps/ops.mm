@@ -7,7 +7,7 @@
 namespace int4kv {
 
 // attend_matrix pads query rows to 8 columns; below 3 the SIMD kernel does less work. From the static cost of both.
-const PlanLimits kPlanLimits = {3, 256};
+const PlanLimits kPlanLimits = {3, 256, 0};
 
 // A core of an Apple GPU holds about 208 KiB of registers: three threadgroups of 128 threads with 128 registers each.
 int64_t resident_threadgroups(const Kernel& /*kernel*/, const at::Tensor& /*on*/) {

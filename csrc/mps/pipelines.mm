@@ -38,6 +38,7 @@ MTLFunctionConstantValues* constants_of(const Kernel& kernel) {
   [values setConstantValue:&kernel.v_bits type:MTLDataTypeUInt atIndex:INT4KV_V_BITS_CONSTANT];
   [values setConstantValue:&kernel.codebook type:MTLDataTypeUInt atIndex:INT4KV_CODEBOOK_CONSTANT];
   [values setConstantValue:&kernel.paged type:MTLDataTypeUInt atIndex:INT4KV_PAGED_CONSTANT];
+  [values setConstantValue:&kernel.decode type:MTLDataTypeUInt atIndex:INT4KV_DECODE_CONSTANT];
   return values;
 }
 
