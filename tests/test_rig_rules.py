@@ -167,7 +167,7 @@ def test_right_address_spaces_are_accepted(tmp_path):
 
 @pytest.mark.parametrize("source", sorted(METAL.glob("*.metal")), ids=lambda path: path.stem)
 def test_the_products_kernels_compile_and_keep_their_address_spaces(source, tmp_path):
-    attention = dict(k_bits=4, v_bits=4, codebook=1, paged=0)
+    attention = dict(k_bits=4, v_bits=4, codebook=1, paged=0, decode=0)
     constants = dict(quantize=dict(paged=0), dequantize=None).get(source.stem, attention)
     assert kernels_of(source, tmp_path, constants, include_dirs=[METAL.parent])
 
