@@ -131,12 +131,6 @@ def ratios(found: dict) -> dict:
                 speedup_over=over, paired_speedup_over=paired, best_fp=min(fp, key=fp.get) if fp else None)
 
 
-def paper_change(row: dict) -> str:
-    """What the paper states for this model and prefix, where it does."""
-    stated, first, last = PAPER.get(row["model"], ("-", 1, 0))
-    return stated if first <= row["prefix"] <= last else "-"
-
-
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", nargs="+", choices=CONFIGS, default=list(CONFIGS), help="models with random weights")

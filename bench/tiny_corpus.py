@@ -6,7 +6,6 @@ Everything is read from this machine. Whole files are held out by a hash of thei
 import ast
 import hashlib
 import platform
-import re
 import sys
 import sysconfig
 from dataclasses import dataclass
