@@ -208,3 +208,13 @@ def test_pages_take_the_first_sectors_and_rings_runs_from_the_back():
             runs.append(first)
         taken = {sector for first in runs for sector in range(first, first + 4)}
         assert len(taken) == 4 * len(runs) and pool.free_sectors == sorted(set(range(2, 42)) - taken, reverse=True)
+
+
+def test_forks_that_do_not_all_fit_wait(cache):
+    """Room for the prompt's request and some of its three children: the others read the prompt again, and no sector is lost."""
+    model = int4kv.patch(tiny_qwen2(head_dim=128), centre=None, prefill="packed")
+    found = texts(batch(model, prompts_of([600]), decoding(num_return_sequences=4, do_sample=True, temperature=1e-4), num_blocks=15,
+                        allow_block_sharing=False))
+    assert len(found) == 4 and all(tokens == found[0] for tokens in found)
+    assert 1 < cache.most < 4
+    check_all_given_back(cache.last)

@@ -128,14 +128,18 @@ class Int4PagedAttentionCache(PagedAttentionCache):
             self.rings.release(self._running.pop(request_id)[0])
 
     def prepare_fork_request(self, src_state, dst_req_ids, copy_src_and_dst):
-        rings = [ring for ring in (self.rings.take() for _ in dst_req_ids) if ring is not None]
-        forked = super().prepare_fork_request(src_state, dst_req_ids[: len(rings)], copy_src_and_dst)
         source, start = self._running[src_state.request_id]
-        for request_id, ring in zip(forked, rings):
+        forked = []
+        for request_id in dst_req_ids:  # one after the other: a ring for the next must not take the pages of this one
+            ring = self.rings.take()
+            if ring is None:
+                break
+            if not super().prepare_fork_request(src_state, [request_id], copy_src_and_dst):
+                self.rings.release(ring)
+                break
             self._running[request_id] = ring, start
             self._ring_copies.append((source, ring))
-        for ring in rings[len(forked) :]:
-            self.rings.release(ring)
+            forked.append(request_id)
         return forked
 
     def perform_cache_copy(self, copy_src_and_dst):
