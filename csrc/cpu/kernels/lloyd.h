@@ -167,18 +167,23 @@ inline void fit_each(const float* y, int64_t n, int64_t g, Sums& sums) {
   }
 }
 
+// Lane g: the sum of group g. One group alone, as a decode step has it, is not worth the work of kLanes.
+inline Floats sums_of(const Floats* x, int64_t groups) {
+  return groups == 1 ? splat(sum_of_lanes(*x)) : fold_each(x);
+}
+
 // Of each group's best clip: p, and 1 / f. Without branches, which nothing would predict.
 struct Fit {
   Floats p, stretch;
 };
 
 template <int kBits>
-inline Fit best_fit(const Sums& sums) {
+inline Fit best_fit(const Sums& sums, int64_t groups) {
   const auto& stretches = kLloyd<kBits>.stretches;
-  Fit best = {fold_each<kLanes>(sums.totals[0]), splat(stretches[0])};
-  Floats most = best.p * best.p / fold_each<kLanes>(sums.totals[INT4KV_FITS]);
+  Fit best = {sums_of(sums.totals[0], groups), splat(stretches[0])};
+  Floats most = best.p * best.p / sums_of(sums.totals[INT4KV_FITS], groups);
   for (int f = 1; f < INT4KV_FITS; ++f) {
-    const Floats p = fold_each<kLanes>(sums.totals[f]), gain = p * p / fold_each<kLanes>(sums.totals[INT4KV_FITS + f]);
+    const Floats p = sums_of(sums.totals[f], groups), gain = p * p / sums_of(sums.totals[INT4KV_FITS + f], groups);
     const Ints better = gain > most;
     best.p = better ? p : best.p;
     best.stretch = better ? splat(stretches[f]) : best.stretch;
@@ -207,7 +212,7 @@ inline void encode_beside(const float* x, int64_t groups, int64_t n, uint8_t* co
   alignas(64) int32_t indices[INT4KV_MAX_HEAD_DIM];
   float largest[kLanes] = {};
   Sums sums;
-  if (groups < kLanes) sums = {};
+  if (groups > 1 && groups < kLanes) sums = {};
   for (int64_t g = 0; g < groups; ++g) largest[g] = largest_of(x + g * n, n);
   const Floats most = load(largest), unit = most / INT4KV_LLOYD_LARGEST;
   const Ints tiny = most < INT4KV_TINY;
@@ -217,9 +222,9 @@ inline void encode_beside(const float* x, int64_t groups, int64_t n, uint8_t* co
     if constexpr (kBits < 5) fit_two<kBits>(y + g * n, indices, n, g, sums);
     else fit_each<kBits>(y + g * n, n, g, sums);
   }
-  const Fit best = best_fit<kBits>(sums);
+  const Fit best = best_fit<kBits>(sums, groups);
   store(stretch, best.stretch);
-  store(scale, tiny ? Floats{} : fold_each<kLanes>(sums.norm) / best.p * unit);
+  store(scale, tiny ? Floats{} : sums_of(sums.norm, groups) / best.p * unit);
   for (int64_t g = 0; g < groups; ++g) {
     found[g] = {scale[g], 0.0f};
     if (largest[g] < INFINITY) write_codes<kBits>(y + g * n, n, stretch[g], codes + g * n);
