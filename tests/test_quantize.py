@@ -68,6 +68,23 @@ def test_quantize_kv_is_two_quantizes():
     assert all(same_bits(a, b) for a, b in zip(both, apart))
 
 
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("tokens", [11, 203])
+def test_threads_change_no_bit(tokens):
+    k, v, signs, before = rows(2, 3, tokens, 64), rows(2, 3, tokens, 64, seed=1), hadamard_signs(64), torch.get_num_threads()
+    stored = []
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            stored.append(buffers(2, 3, 210, 64, recent=4) + buffers(2, 3, 210, 64, recent=4))
+            k_codes, k_scales, k_recent, v_codes, v_scales, v_recent = stored[-1]
+            ops.quantize_kv(k, v, k_codes, k_scales, v_codes, v_scales, 5, k_rotation=signs, v_rotation=signs, k_recent=k_recent,
+                            v_recent=v_recent, codebook="lloyd")
+    finally:
+        torch.set_num_threads(before)
+    assert all(same_bits(a, b) for other in stored[1:] for a, b in zip(other, stored[0]))
+
+
 @pytest.mark.parametrize("rotation", [None, hadamard_signs(64, DEVICE)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_nan_and_infinity_stay_nan_in_their_row(value, rotation):

@@ -4,14 +4,31 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "writer.h"
 
 namespace int4kv {
+namespace {
+
+// write(begin, end) of all rows in pieces, which the threads take as they come to them: where cores share their units with somebody else,
+// one may be a third slower than the other, and halves would wait for it.
+template <typename Write>
+void share_rows(int64_t rows, const Write& write) {
+  constexpr int64_t kPiecesPerThread = 32;
+  const int64_t threads = std::clamp<int64_t>(at::divup(rows, kRowsPerThread), 1, at::get_num_threads());
+  const int64_t piece = std::max<int64_t>(rows / (kPiecesPerThread * threads * kRowsTogether), 1) * kRowsTogether;
+  std::atomic<int64_t> taken = 0;
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t begin; (begin = taken.fetch_add(piece, std::memory_order_relaxed)) < rows;) write(begin, std::min(begin + piece, rows));
+  });
+}
+
+} // namespace
 
 void write_both(const Writer& k, const Writer& v, int64_t batch) {
   const int64_t k_rows = batch * k.heads * k.tokens, v_rows = batch * v.heads * v.tokens;
-  at::parallel_for(0, k_rows + v_rows, kRowsPerThread, [&](int64_t begin, int64_t end) {
+  share_rows(k_rows + v_rows, [&](int64_t begin, int64_t end) {
     if (begin < k_rows) k.write(begin, std::min(end, k_rows));
     if (end > k_rows) v.write(std::max(begin, k_rows) - k_rows, end - k_rows);
   });
@@ -24,9 +41,7 @@ void quantize(
     const OptionalTensor& rotation, const OptionalTensor& recent, std::string_view codebook) {
   check_quantize("x", x, {codes, scales, recent}, position, centre, rotation, codebook);
   const Writer writer(x, {codes, scales, recent}, position, centre, rotation, codebook);
-  at::parallel_for(0, x.size(0) * writer.heads * writer.tokens, kRowsPerThread, [&](int64_t begin, int64_t end) {
-    writer.write(begin, end);
-  });
+  share_rows(x.size(0) * writer.heads * writer.tokens, [&](int64_t begin, int64_t end) { writer.write(begin, end); });
 }
 
 void quantize_kv(

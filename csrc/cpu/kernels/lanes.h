@@ -32,13 +32,13 @@ inline Floats interleave_lanes(Floats a, Floats b) {
   return interleave_lanes<kApart, kUpper>(a, b, std::make_integer_sequence<int, kLanes>());
 }
 
-// Lane i gets the sum over the lanes of x[i % kCount], added as fold does.
-template <int kCount, int kApart = 1>
-inline Floats fold_each(const Floats* x, int first = 0) {
+// Lane i gets the sum over the lanes of x[i], added as fold does.
+template <int kApart = 1>
+inline Floats fold_each(const Floats* x) {
   if constexpr (kApart == kLanes) {
-    return x[first % kCount];
+    return *x;
   } else {
-    const Floats a = fold_each<kCount, 2 * kApart>(x, first), b = fold_each<kCount, 2 * kApart>(x, first + kApart);
+    const Floats a = fold_each<2 * kApart>(x), b = fold_each<2 * kApart>(x + kApart);
     return interleave_lanes<kApart, false>(a, b) + interleave_lanes<kApart, true>(a, b);
   }
 }
@@ -46,6 +46,10 @@ inline Floats fold_each(const Floats* x, int first = 0) {
 template <typename Vector>
 inline auto largest_lane(Vector x) {
   return fold(x, [](Vector a, Vector b) { return a > b ? a : b; });
+}
+
+inline float sum_of_lanes(Floats x) {
+  return fold(x, [](Floats a, Floats b) { return a + b; });
 }
 
 inline float smallest_lane(Floats x) {
@@ -58,7 +62,7 @@ struct LaneSum {
   Floats lanes[kVectors] = {};
 
   float total() const {
-    return fold(folded(lanes), [](Floats a, Floats b) { return a + b; });
+    return sum_of_lanes(folded(lanes));
   }
 
   // What is left for fold.

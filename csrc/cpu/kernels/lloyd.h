@@ -90,15 +90,15 @@ struct TwoLevels {
 };
 template <int kBits> constexpr TwoLevels<kBits> kTwoLevels = {kLloyd<kBits>};
 
-// Of a group. totals: clip by clip, p = lane_sum(|y| * level) first and then s = sum(level * level), exact as an integer below 2^24.
+// Of up to kLanes groups: group g's vectors whose lanes fold into its sums. totals: clip by clip, p = lane_sum(|y| * level) first and then
+// s = sum(level * level), exact as an integer below 2^24.
 struct Sums {
-  float totals[2 * INT4KV_FITS > kLanes ? 2 * INT4KV_FITS : kLanes];
-  float largest, norm;
+  Floats norm[kLanes], totals[2 * INT4KV_FITS][kLanes];
 };
 
 // y = x * inverse, and its norm. indices: round(|y| / width) in the lowest byte of each lane and, as look-ups want it, 128 or more in the
 // bytes above: numbers from -(2^24 + 2^16) down have a last bit worth 2, and 0xcb8080 in front of the last byte.
-inline float scale_group(const float* x, int64_t n, float inverse, float width, float* y, int32_t* indices) {
+inline Floats scale_group(const float* x, int64_t n, float inverse, float width, float* y, int32_t* indices) {
   LaneSum norm;
   for (int64_t c = 0; c < n; c += INT4KV_UNIT) {
 #pragma GCC unroll 8
@@ -109,14 +109,14 @@ inline float scale_group(const float* x, int64_t n, float inverse, float width, 
       store(indices + c + i * kLanes, bits_of(fma(magnitude_of(scaled), splat(-2.0f / width), splat(-(0x1p24f + 0x1p16f)))));
     }
   }
-  return norm.total();
+  return LaneSum::folded(norm.lanes);
 }
 
 // One vector of the 32 lanes after the other, each through the whole group.
 template <int kBits>
-inline void fit_two(const float* y, const int32_t* indices, int64_t n, Sums& sums) {
+inline void fit_two(const float* y, const int32_t* indices, int64_t n, int64_t g, Sums& sums) {
   const Table above = load_table(kTwoLevels<kBits>.above), below = load_table(kTwoLevels<kBits>.below);
-  Floats lanes[INT4KV_FITS][LaneSum::kVectors], found[2 * INT4KV_FITS];
+  Floats lanes[INT4KV_FITS][LaneSum::kVectors];
   Floats s[INT4KV_FITS] = {};
   for (int i = 0; i < LaneSum::kVectors; ++i) {
     Floats p[INT4KV_FITS] = {};
@@ -136,19 +136,18 @@ inline void fit_two(const float* y, const int32_t* indices, int64_t n, Sums& sum
     for (int f = 0; f < INT4KV_FITS; ++f) lanes[f][i] = p[f];
   }
   for (int f = 0; f < INT4KV_FITS; ++f) {
-    found[f] = LaneSum::folded(lanes[f]);
-    found[INT4KV_FITS + f] = s[f];
+    sums.totals[f][g] = LaneSum::folded(lanes[f]);
+    sums.totals[INT4KV_FITS + f][g] = s[f];
   }
-  for (int i = 0; i < 2 * INT4KV_FITS; i += kLanes) store(sums.totals + i, fold_each<2 * INT4KV_FITS>(found, i));
 }
 
 template <int kBits>
-inline void fit_each(const float* y, int64_t n, Sums& sums) {
+inline void fit_each(const float* y, int64_t n, int64_t g, Sums& sums) {
   const Table levels = load_table(kLloyd<kBits>.levels);
+  const int32_t beyond = static_cast<int32_t>((kStep - n % kStep) % kStep) * kLloyd<kBits>.levels[0] * kLloyd<kBits>.levels[0];
   for (int f = 0; f < INT4KV_FITS; ++f) {
     LaneSum products;
-    Ints squares = {};
-    int32_t beyond = 0;
+    Ints squares = {-beyond};
     for (int64_t c = 0; c < n; c += kStep) {
 #pragma GCC unroll 2
       for (int q = 0; q < kStep; q += kQuadSize) {
@@ -162,19 +161,35 @@ inline void fit_each(const float* y, int64_t n, Sums& sums) {
           products.lanes[(q / kLanes + k) % LaneSum::kVectors] += magnitude * to_floats(each[k]);
         }
       }
-      if (c + kStep > n) beyond = static_cast<int32_t>(c + kStep - n);
     }
-    sums.totals[f] = products.total();
-    sums.totals[INT4KV_FITS + f] = static_cast<float>(sum(squares) - beyond * kLloyd<kBits>.levels[0] * kLloyd<kBits>.levels[0]);
+    sums.totals[f][g] = LaneSum::folded(products.lanes);
+    sums.totals[INT4KV_FITS + f][g] = to_floats(squares);
   }
 }
 
-// Without branches, which nothing would predict.
-inline int best_fit(const Sums& sums) {
-  float gains[INT4KV_FITS];
-  for (int f = 0; f < INT4KV_FITS; ++f) gains[f] = sums.totals[f] * sums.totals[f] / sums.totals[INT4KV_FITS + f];
-  const int low = gains[1] > gains[0], high = 2 + (gains[3] > gains[2]);
-  return low + (std::fmax(gains[2], gains[3]) > std::fmax(gains[0], gains[1])) * (high - low);
+// Lane g: the sum of group g. One group alone, as a decode step has it, is not worth the work of kLanes.
+inline Floats sums_of(const Floats* x, int64_t groups) {
+  return groups == 1 ? splat(sum_of_lanes(*x)) : fold_each(x);
+}
+
+// Of each group's best clip: p, and 1 / f. Without branches, which nothing would predict.
+struct Fit {
+  Floats p, stretch;
+};
+
+template <int kBits>
+inline Fit best_fit(const Sums& sums, int64_t groups) {
+  const auto& stretches = kLloyd<kBits>.stretches;
+  Fit best = {sums_of(sums.totals[0], groups), splat(stretches[0])};
+  Floats most = best.p * best.p / sums_of(sums.totals[INT4KV_FITS], groups);
+  for (int f = 1; f < INT4KV_FITS; ++f) {
+    const Floats p = sums_of(sums.totals[f], groups), gain = p * p / sums_of(sums.totals[INT4KV_FITS + f], groups);
+    const Ints better = gain > most;
+    best.p = better ? p : best.p;
+    best.stretch = better ? splat(stretches[f]) : best.stretch;
+    most = better ? gain : most;
+  }
+  return best;
 }
 
 // The codes of y at one clip, a byte each in the order of the channels. Whole quads are written.
@@ -189,27 +204,37 @@ inline void write_codes(const float* y, int64_t n, float stretch, uint8_t* codes
   }
 }
 
-// Pass after pass over all groups, so that the sums of one, which take many cycles to come together, do so while the next is read.
+// kLanes groups, or what is left of them, side by side: what there is one of for each is lane g of a vector. Pass after pass, so that the
+// sums of one group, which take many cycles to come together, do so while the next is read.
+template <int kBits>
+inline void encode_beside(const float* x, int64_t groups, int64_t n, uint8_t* codes, GroupScale* found) {
+  alignas(64) float y[kRowsTogether * INT4KV_MAX_HEAD_DIM], inverse[kLanes], stretch[kLanes], scale[kLanes];
+  alignas(64) int32_t indices[INT4KV_MAX_HEAD_DIM];
+  float largest[kLanes] = {};
+  Sums sums;
+  if (groups > 1 && groups < kLanes) sums = {};
+  for (int64_t g = 0; g < groups; ++g) largest[g] = largest_of(x + g * n, n);
+  const Floats most = load(largest), unit = most / INT4KV_LLOYD_LARGEST;
+  const Ints tiny = most < INT4KV_TINY;
+  store(inverse, tiny ? Floats{} : 1.0f / unit);
+  for (int64_t g = 0; g < groups; ++g) {
+    sums.norm[g] = scale_group(x + g * n, n, inverse[g], TwoLevels<kBits>::kWidth, y + g * n, indices);
+    if constexpr (kBits < 5) fit_two<kBits>(y + g * n, indices, n, g, sums);
+    else fit_each<kBits>(y + g * n, n, g, sums);
+  }
+  const Fit best = best_fit<kBits>(sums, groups);
+  store(stretch, best.stretch);
+  store(scale, tiny ? Floats{} : sums_of(sums.norm, groups) / best.p * unit);
+  for (int64_t g = 0; g < groups; ++g) {
+    found[g] = {scale[g], 0.0f};
+    if (largest[g] < INFINITY) write_codes<kBits>(y + g * n, n, stretch[g], codes + g * n);
+    else found[g] = encode_not_finite(n, kBits, codes + g * n);
+  }
+}
+
 template <int kBits>
 inline void encode_lloyd(const float* x, int64_t groups, int64_t n, uint8_t* codes, GroupScale* found) {
-  alignas(64) float y[kRowsTogether * INT4KV_MAX_HEAD_DIM];
-  alignas(64) int32_t indices[INT4KV_MAX_HEAD_DIM];
-  Sums sums[kMostGroups];
-  for (int64_t g = 0; g < groups; ++g) sums[g].largest = largest_of(x + g * n, n);
-  for (int64_t g = 0; g < groups; ++g) {
-    const float inverse = inverse_of(sums[g].largest / INT4KV_LLOYD_LARGEST, sums[g].largest);
-    sums[g].norm = scale_group(x + g * n, n, inverse, TwoLevels<kBits>::kWidth, y + g * n, indices);
-    if constexpr (kBits < 5) fit_two<kBits>(y + g * n, indices, n, sums[g]);
-    else fit_each<kBits>(y + g * n, n, sums[g]);
-  }
-  for (int64_t g = 0; g < groups; ++g) {
-    if (!(sums[g].largest < INFINITY)) {
-      found[g] = encode_not_finite(n, kBits, codes + g * n);
-      continue;
-    }
-    const int best = best_fit(sums[g]);
-    const float scale = sums[g].norm / sums[g].totals[best] * (sums[g].largest / INT4KV_LLOYD_LARGEST);
-    found[g] = {sums[g].largest < INT4KV_TINY ? 0.0f : scale, 0.0f};
-    write_codes<kBits>(y + g * n, n, kLloyd<kBits>.stretches[best], codes + g * n);
+  for (int64_t g = 0; g < groups; g += kLanes) {
+    encode_beside<kBits>(x + g * n, groups - g < kLanes ? groups - g : kLanes, n, codes + g * n, found + g);
   }
 }
