@@ -6,6 +6,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
@@ -173,8 +174,8 @@ class Call<R(A...)> {
         Reader<std::decay_t<A>>::read(found[i], arguments_[i])...};
     const auto run = [&] {
       const py::gil_scoped_release no_gil;
-      std::optional<at::AutoDispatchBelowAutograd> no_grad;  // whose fallback boxes every argument, to find that there is nothing to do
-      if (!c10::GradMode::is_enabled()) no_grad.emplace();
+      std::optional<at::AutoDispatchBelowAutograd> no_grad;  // autograd boxes all arguments to find that there is nothing to do
+      if (!c10::GradMode::is_enabled() && !c10::InferenceMode::is_enabled()) no_grad.emplace();
       return handle_.call(as_argument<A>(std::get<i>(read))...);
     };
     if constexpr (std::is_void_v<R>) {
