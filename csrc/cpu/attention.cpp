@@ -15,7 +15,7 @@ namespace int4kv {
 namespace {
 
 // Tiles of an item's tokens, times items, from which threads are started. Cold, on two cores of an EPYC, 4 tiles take as long on one thread
-// as on two (81 to 85 us at 12q2kv128, 70 to 74 at 14q2kv64), 2 tiles on one a tenth less.
+// as on two (81 to 85 us at 12q2kv128, 70 to 74 at 14q2kv64), 2 tiles on one an eighth less.
 constexpr int64_t kParallelTiles = 8;
 constexpr int64_t kMergedRows = 64;  // rows that a thread joins at least
 
