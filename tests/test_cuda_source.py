@@ -2,6 +2,7 @@
 
 import os
 import re
+import struct
 import subprocess
 import sys
 from itertools import product
@@ -23,6 +24,7 @@ MERGE_128 = (MERGE, 128, 0, 0, 0, 0, 0)
 WITHOUT_CONSTANTS = [(entry, size, 0, 0, 0, 0, 0) for entry, size in product((QUANTIZE, DEQUANTIZE, MERGE), range(32, 257, 32))]
 SYMMETRIC = [(bits, bits, book) for bits, book in product((3, 4, 5, 8), (UNIFORM, LLOYD, ABSMAX))] + [(5, 4, LLOYD), (8, 4, LLOYD)]
 OTHERS = [(bits, bits, ASYMMETRIC) for bits in (3, 4, 5, 8)] + [(PLAIN, 4, LLOYD), (4, PLAIN, LLOYD), (PLAIN, PLAIN, LLOYD)]
+MERGE_DECODE = [(MERGE, size, 0, 0, 0, 0, 1) for size in range(32, 257, 32)]
 ATTENTION = [(SIMD, rows, *recipe, 0, 0) for rows, recipe in product((1, 2), SYMMETRIC + OTHERS)]
 ATTENTION += [(MATRIX, 128, *recipe, 0, 0) for recipe in SYMMETRIC] + [(MATRIX, head_dim, 4, 4, LLOYD, 0, 0) for head_dim in (64, 256)]
 ATTENTION += [(MATRIX, head_dim, 4, 4, LLOYD, 0, 1) for head_dim in (64, 128, 256)] + [(MATRIX, 128, 5, 4, LLOYD, 0, 1), (MATRIX, 128, 8, 8, UNIFORM, 0, 1)]
@@ -65,13 +67,32 @@ def name_of(kernel):
     return f"{ENTRIES[kernel[0]]}_{kernel[1]}"
 
 
+def section(cubin, name):
+    """The bytes of an ELF section."""
+    table, size, count, names = struct.unpack_from("<Q10xHHH", cubin, 40)
+    headers = [struct.unpack_from("<I20xQQ", cubin, table + i * size) for i in range(count)]
+    text = headers[names][1]
+    (place,) = [header[1:] for header in headers if cubin[text + header[0]:].startswith(name + b"\0")]
+    return cubin[place[0]:sum(place)]
+
+
+def local_bytes(cubin):
+    """Of a thread's local memory, which is what the compiler keeps in no register: the largest EIATTR_MIN_STACK_SIZE of the functions."""
+    info, at, found = section(cubin, b".nv.info"), 0, []
+    while at < len(info):
+        form, attribute, size = struct.unpack_from("<BBH", info, at)
+        found += [struct.unpack_from("<4xI", info, at + 4)[0]] if attribute == 0x12 else []
+        at += 4 + (size if form == 4 else 0)
+    return max(found)
+
+
 def test_the_list_of_kernels_is_that_of_the_sources():
     instances = re.findall(r"^INT4KV_ENTRY\((\w+),", embed_cuda.source(), re.MULTILINE)
     assert {name_of(kernel) for kernel in WITHOUT_CONSTANTS + ATTENTION} == set(instances)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("kernels", [WITHOUT_CONSTANTS, DEFAULT, PAGED], ids=["without constants", "the default's attention", "paged"])
+@pytest.mark.parametrize("kernels", [WITHOUT_CONSTANTS + MERGE_DECODE, DEFAULT, PAGED], ids=["without codes", "the default's attention", "paged"])
 def test_the_kernels_of_the_default_compile(program, tmp_path, capability, kernels):
     code, words, cubins = compiled(program, tmp_path, capability, kernels)
     assert code == 0, words
@@ -84,6 +105,12 @@ def test_every_width_and_codebook_compiles(program, tmp_path, codebook):
     code, words, cubins = compiled(program, tmp_path, 90, kernels)
     assert code == 0, words
     assert len(cubins) == len(kernels)
+
+
+def test_a_decode_step_keeps_everything_in_registers(program, tmp_path):
+    kernels = [MERGE_DECODE[1], MERGE_DECODE[3], MERGE_DECODE[7], (MATRIX, 64, 4, 4, LLOYD, 0, 1), (MATRIX, 128, 4, 4, LLOYD, 0, 1)]
+    cubins = compiled(program, tmp_path, 90, kernels)[2]
+    assert [local_bytes(path.read_bytes()) for path in cubins] == [0] * len(kernels)
 
 
 def test_a_refusal_names_the_kernel_and_has_the_compilers_words(program, tmp_path):

@@ -55,11 +55,17 @@ inline uint look_up(uint code) {
   return permute(held(a), b, code);
 }
 
-// The codes 2^bits - 1 - code: of the other side of zero. A multiply-add, whose units have less to do than those of the rest.
-inline uint mirrored(uint codes) {
+// a * b + c, by units that have less to do than those of the rest.
+inline uint multiply_add(uint a, uint b, uint c) {
   uint found;
-  asm("mad.lo.u32 %0, %1, %2, %2;" : "=r"(found) : "r"(codes), "r"(held(~0u)));
+  asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(found) : "r"(a), "r"(b), "r"(c));
   return found;
+}
+
+// The codes 2^bits - 1 - code: of the other side of zero.
+inline uint mirrored(uint codes) {
+  uint minus_one = held(~0u);
+  return multiply_add(codes, minus_one, minus_one);
 }
 
 constexpr uint kByteTops = 0x80808080u;
@@ -68,7 +74,10 @@ constexpr uint kByteTops = 0x80808080u;
 // mirrored code above it, and one table serves both.
 inline uint lloyd_bytes(uint low, uint mirror, uint high, uint bits) {
   if (bits == 3) return permute(held(0x80808080u - four_magnitudes(3, 3, -1)), kByteTops + four_magnitudes(3, 0, 1), low);
-  if (bits == 4) return kByteTops + look_up<4, 7, -1>(mirror) - look_up<4, 7, -1>(low);
+  if (bits == 4) {
+    uint upper = multiply_add(look_up<4, 7, -1>(mirror), held(1u), kByteTops);
+    return multiply_add(look_up<4, 7, -1>(low), held(~0u), upper);
+  }
   uint upper = permute(0xff00u, 0, high);  // 255 where the high plane has a 1
   uint above = look_up<5, 0, 1>(low) | look_up<5, 15, -1>(mirror);
   uint below = look_up<5, 15, -1>(low) | look_up<5, 0, 1>(mirror);

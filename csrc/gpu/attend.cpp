@@ -85,7 +85,7 @@ void run(Int4kvAttend& p, const Tensors& t, int64_t batch, int64_t queries, int6
         &t.v_rotation, &t.v_centre, &t.mask, &t.out, &partial, &statistics, &t.block_table, &t.lengths, &t.query_starts, &t.rings,
         &t.recent_starts},
        &p, sizeof p, grid},
-      {{Entry::kMerge, p.head_dim}, {&partial, &statistics, &t.v_rotation, &t.v_centre, &t.out}, &p, sizeof p, merge_grid},
+      {{Entry::kMerge, p.head_dim, 0, 0, 0, 0, constants.decode}, {&partial, &statistics, &t.v_rotation, &t.v_centre, &t.out}, &p, sizeof p, merge_grid},
   });
 }
 

@@ -8,7 +8,7 @@ std::string Kernel::name() const {
 }
 
 std::string Kernel::describe() const {
-  if (k_bits == 0) return name() + (paged ? " (paged)" : "");
+  if (k_bits == 0) return name() + (paged ? " (paged)" : decode ? " (decode)" : "");
   const char* codebooks[] = {"uniform", "lloyd", "absmax", "asymmetric"};
   const std::string widths = " (K " + std::to_string(k_bits) + ", V " + std::to_string(v_bits) + ", ";
   return name() + widths + codebooks[codebook] + (paged ? ", paged" : "") + (decode ? ", decode)" : ")");

@@ -14,7 +14,7 @@ struct Kernel {
   uint32_t size = 0;  // the head_dim, of attend_simd the query rows
   uint32_t k_bits = 0, v_bits = 0, codebook = 0;  // of the attention kernels
   uint32_t paged = 0;  // of these and quantize: 1 over the pages of many sequences
-  uint32_t decode = 0;  // of attend_matrix: 1 for the plain decode step that parameters.h describes
+  uint32_t decode = 0;  // of attend_matrix and merge: 1 for the plain decode step that parameters.h describes
 
   // Different for different kernels, and cheap: it is looked up at every call.
   uint32_t key() const {

@@ -18,9 +18,11 @@ std::vector<Kernel> kernels_for(at::IntArrayRef head_dims, const Kernel& constan
     const auto size = static_cast<uint32_t>(head_dim);
     kernels.push_back({Entry::kQuantize, size, 0, 0, 0, constants.paged});
     kernels.push_back({Entry::kDequantize, size});
-    kernels.push_back({Entry::kMerge, size});
-    if (!symmetric_codes || !has_matrix_kernel(head_dim)) continue;
-    for (const uint32_t decode : {0, 1}) kernels.push_back(attention(Entry::kAttendMatrix, size, decode));
+    const bool matrix = symmetric_codes && has_matrix_kernel(head_dim);
+    for (const uint32_t decode : {0, 1}) {
+      kernels.push_back({Entry::kMerge, size, 0, 0, 0, 0, decode});
+      if (matrix) kernels.push_back(attention(Entry::kAttendMatrix, size, decode));
+    }
   }
   return kernels;
 }

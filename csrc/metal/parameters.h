@@ -26,7 +26,7 @@ typedef int64_t int4kv_stride;
 #define INT4KV_V_BITS_CONSTANT 1
 #define INT4KV_CODEBOOK_CONSTANT 2
 #define INT4KV_PAGED_CONSTANT 3  // of quantize too: 1 for the pages of many sequences
-#define INT4KV_DECODE_CONSTANT 4  // of attend_matrix: 1 for one query token a sequence, without mask, softcap, sinks and dense rotations
+#define INT4KV_DECODE_CONSTANT 4  // of attend_matrix and merge: 1 for one query token a sequence, without mask, softcap, sinks and dense rotations
 #define INT4KV_PLAIN_BITS 16u
 
 #define INT4KV_SIMD 32u
