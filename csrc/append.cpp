@@ -73,8 +73,8 @@ void append_kv_meta(
     at::Tensor& /*length*/, SymInt /*max_cache_len*/, const OptionalTensor& k_centre, const OptionalTensor& v_centre,
     const OptionalTensor& k_rotation, const OptionalTensor& v_rotation, const OptionalTensor& k_recent, const OptionalTensor& v_recent,
     std::string_view codebook) {
-  check_quantize("k", k, {k_codes, k_scales, k_recent}, 0, k_centre, k_rotation, codebook);
-  check_quantize("v", v, {v_codes, v_scales, v_recent}, 0, v_centre, v_rotation, codebook);
+  check_quantize<SymInt>("k", k, {k_codes, k_scales, k_recent}, 0, k_centre, k_rotation, codebook);
+  check_quantize<SymInt>("v", v, {v_codes, v_scales, v_recent}, 0, v_centre, v_rotation, codebook);
 }
 
 at::Tensor attend_appended_meta(
@@ -83,7 +83,7 @@ at::Tensor attend_appended_meta(
     const OptionalTensor& v_centre, const OptionalTensor& k_recent, const OptionalTensor& v_recent, SymInt recent_window,
     const OptionalTensor& k_sink, const OptionalTensor& v_sink, const OptionalTensor& /*mask*/, SymInt window, double softcap,
     std::string_view codebook) {
-  check_attend(
+  check_attend<SymInt>(
       q, {k_codes, k_scales, k_recent, k_sink}, {v_codes, v_scales, v_recent, v_sink}, 0, 0, k_rotation, v_rotation, v_centre, 0,
       recent_window, std::nullopt, window, softcap, codebook);
   return at::empty_symint({q.sym_size(0), q.sym_size(2), q.sym_size(1), q.sym_size(3)}, q.options()).transpose(1, 2);

@@ -3,7 +3,10 @@
 // layer, since all weights have passed through the caches since the last one.
 #include "calls.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
@@ -51,11 +54,27 @@ struct Reader<at::Tensor> {
   }
 };
 
+// A tensor that its Python object keeps alive: one of its own would have torch count the object's references too.
+class Borrowed {
+ public:
+  explicit Borrowed(const at::Tensor& tensor) : tensor_(Traits::createBorrow(tensor)) {}
+  Borrowed() = default;
+  Borrowed(Borrowed&&) = default;
+  ~Borrowed() {
+    if (tensor_) Traits::destroyBorrow(*tensor_);
+  }
+  operator const OptionalTensor&() const { return tensor_; }
+
+ private:
+  using Traits = c10::MaybeOwnedTraits<at::Tensor>;
+  OptionalTensor tensor_;
+};
+
 template <>
 struct Reader<OptionalTensor> {
-  static OptionalTensor read(PyObject* given, const Argument& argument) {
-    if (!given || given == Py_None) return std::nullopt;
-    return Reader<at::Tensor>::read(given, argument);
+  static Borrowed read(PyObject* given, const Argument& argument) {
+    if (!given || given == Py_None) return Borrowed();
+    return Borrowed(Reader<at::Tensor>::read(given, argument));
   }
 };
 
@@ -107,11 +126,14 @@ class Call<R(A...)> {
     const auto& described = handle_.schema().arguments();
     for (size_t i = 0; i < kCount; i++) {
       arguments_[i] = {op, PyUnicode_InternFromString(described[i].name().c_str()), described[i].default_value().value_or(c10::IValue())};
+      names_[i] = arguments_[i].name;
       if (!described[i].kwarg_only()) positional_ = i + 1;
     }
   }
 
   PyObject* operator()(PyObject* const* given, Py_ssize_t positional, PyObject* names) const {
+    const Py_ssize_t count = positional + (names ? PyTuple_GET_SIZE(names) : 0);
+    for (Py_ssize_t i = 0; i < count; i++) __builtin_prefetch(given[i]);  // all at once, not one after the other as they are read
     std::array<PyObject*, kCount> found{};
     place(given, positional, names, found);
     return call(found, std::index_sequence_for<A...>());
@@ -138,10 +160,10 @@ class Call<R(A...)> {
 
   size_t index_of(PyObject* name) const {
     for (size_t i = 0; i < kCount; i++) {
-      if (arguments_[i].name == name) return i;
+      if (names_[i] == name) return i;
     }
     for (size_t i = 0; i < kCount; i++) {
-      if (PyUnicode_Compare(arguments_[i].name, name) == 0) return i;
+      if (PyUnicode_Compare(names_[i], name) == 0) return i;
     }
     TORCH_CHECK_TYPE(false, "int4kv::", arguments_[0].op, " has no argument '", text_of(name), "'");
   }
@@ -150,22 +172,26 @@ class Call<R(A...)> {
   PyObject* call(const std::array<PyObject*, kCount>& found, std::index_sequence<i...>) const {
     std::tuple<decltype(Reader<std::decay_t<A>>::read(nullptr, std::declval<const Argument&>()))...> read{
         Reader<std::decay_t<A>>::read(found[i], arguments_[i])...};
-    py::gil_scoped_release no_gil;
+    const auto run = [&] {
+      const py::gil_scoped_release no_gil;
+      std::optional<at::AutoDispatchBelowAutograd> no_grad;  // autograd boxes all arguments to find that there is nothing to do
+      if (!c10::GradMode::is_enabled() && !c10::InferenceMode::is_enabled()) no_grad.emplace();
+      return handle_.call(as_argument<A>(std::get<i>(read))...);
+    };
     if constexpr (std::is_void_v<R>) {
-      handle_.call(as_argument<A>(std::get<i>(read))...);
-      py::gil_scoped_acquire gil;
+      run();
       return Py_NewRef(Py_None);
     } else {
-      at::Tensor out = handle_.call(as_argument<A>(std::get<i>(read))...);
-      py::gil_scoped_acquire gil;
-      return THPVariable_Wrap(std::move(out));
+      return THPVariable_Wrap(run());
     }
   }
 
   // An op takes what it writes to as a reference that is not const.
   template <typename T, typename V>
   static T as_argument(V& value) {
-    if constexpr (std::is_reference_v<T>) {
+    if constexpr (std::is_same_v<V, Borrowed>) {
+      return value;
+    } else if constexpr (std::is_reference_v<T>) {
       return const_cast<T>(value);
     } else {
       return value;
@@ -174,6 +200,7 @@ class Call<R(A...)> {
 
   c10::TypedOperatorHandle<R(A...)> handle_;
   std::array<Argument, kCount> arguments_;
+  std::array<PyObject*, kCount> names_;  // theirs, side by side
   size_t positional_ = 0;
 };
 

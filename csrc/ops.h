@@ -24,14 +24,16 @@ struct Stored {
 // The number that format.h gives a codebook's name.
 int codebook_of(std::string_view name);
 
+template <typename Int>
 void check_quantize(
-    const char* name, const at::Tensor& x, const Stored& stored, const c10::SymInt& position,
+    const char* name, const at::Tensor& x, const Stored& stored, const Int& position,
     const OptionalTensor& centre, const OptionalTensor& rotation, std::string_view codebook);
 
+template <typename Int>
 void check_attend(
-    const at::Tensor& q, const Stored& k, const Stored& v, const c10::SymInt& start, const c10::SymInt& end,
+    const at::Tensor& q, const Stored& k, const Stored& v, const Int& start, const Int& end,
     const OptionalTensor& k_rotation, const OptionalTensor& v_rotation, const OptionalTensor& v_centre,
-    const c10::SymInt& recent_start, const c10::SymInt& recent_window, const OptionalTensor& mask, const c10::SymInt& window,
+    const Int& recent_start, const Int& recent_window, const OptionalTensor& mask, const Int& window,
     double softcap, std::string_view codebook);
 
 // The sequences of attend_paged: where the pages of each are, its keys, its rows of q, and its ring of exact rows.
@@ -44,18 +46,21 @@ struct PagedBatch {
 };
 
 // Codes are [pages, page_size, num_key_value_heads, bytes] here, recent rows [rings, rows, num_key_value_heads, head_dim].
+template <typename Int>
 void check_quantize_paged(
     const at::Tensor& k, const at::Tensor& v, const Stored& k_stored, const Stored& v_stored, const at::Tensor& slots,
     const OptionalTensor& k_centre, const OptionalTensor& v_centre, const OptionalTensor& k_rotation, const OptionalTensor& v_rotation,
     const OptionalTensor& recent_slots, std::string_view codebook);
 
+template <typename Int>
 void check_attend_paged(
     const at::Tensor& q, const Stored& k, const Stored& v, const PagedBatch& batch, int64_t max_queries, const OptionalTensor& k_rotation,
-    const OptionalTensor& v_rotation, const OptionalTensor& v_centre, const c10::SymInt& recent_window, const c10::SymInt& window,
+    const OptionalTensor& v_rotation, const OptionalTensor& v_centre, const Int& recent_window, const Int& window,
     double softcap, std::string_view codebook);
 
+template <typename Int>
 void check_dequantize(
-    const Stored& stored, const c10::SymInt& start, const c10::SymInt& end, const c10::SymInt& head_dim,
+    const Stored& stored, const Int& start, const Int& end, const Int& head_dim,
     const OptionalTensor& centre, const OptionalTensor& rotation, at::ScalarType dtype, std::string_view codebook);
 
 inline bool is_packed(const at::Tensor& codes) {

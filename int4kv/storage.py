@@ -7,6 +7,8 @@
     sink    |==|                                                  the first rows, exact, when asked for
 """
 
+from sys import intern  # names of options, which the ops find without a comparison then
+
 import torch
 
 from . import ops
@@ -278,7 +280,7 @@ def _grown(capacity):
 
 
 def _exact_rows(name, ring):
-    return {} if ring is None else {f"k_{name}": ring.tensors[K], f"v_{name}": ring.tensors[V]}
+    return {} if ring is None else {intern(f"k_{name}"): ring.tensors[K], intern(f"v_{name}"): ring.tensors[V]}
 
 
 def _given(**options):

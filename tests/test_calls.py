@@ -1,5 +1,7 @@
 """ops.attend and ops.quantize_kv are torch.ops.int4kv's, called without its parsing: the same results, the same care with arguments."""
 
+import sys
+
 import pytest
 import torch
 from stored_rows import Stored, queries
@@ -25,6 +27,27 @@ def test_quantize_kv_is_the_registered_op():
     assert ops.quantize_kv(k, v, *ours, 2, codebook="lloyd") is None
     torch.ops.int4kv.quantize_kv(k, v, *theirs, 2, codebook="lloyd")
     assert all(same_bits(a, b) for a, b in zip(ours, theirs))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_grad_mode_changes_no_bit(mode):
+    arguments, options = decode_step()
+    with mode():
+        out = ops.attend(*arguments, **options)
+    assert torch.equal(out, torch.ops.int4kv.attend(*arguments, **options))
+
+
+def test_arguments_are_only_borrowed():
+    """After a call, refused or not, nobody else holds or has let go of a tensor."""
+    arguments, options = decode_step()
+    given = [x for x in (*arguments, *options.values()) if isinstance(x, torch.Tensor)]
+    before = [(sys.getrefcount(x), x._use_count()) for x in given]
+    ops.attend(*arguments, **options)
+    with pytest.raises(ValueError):
+        ops.attend(*arguments, **options | dict(codebook="huffman"))
+    with pytest.raises(TypeError):
+        ops.attend(*arguments, **options | dict(codebook=3))
+    assert [(sys.getrefcount(x), x._use_count()) for x in given] == before
 
 
 def test_positional_arguments_can_be_named():

@@ -7,8 +7,8 @@
 //
 // The query rows of a sequence and one KV head are numbered query * group + head of the group. Work item = (sequence, kv head, kItemRows
 // of them, split of the token axis). An item takes tile after tile of its tokens; its rows, kBlockRows at a time, share what was loaded.
-// Splits fill the threads when there are few items (decode); merge() joins them, rotates back and writes the output. Every item and row
-// writes to a place of its own: which thread takes it changes no bit.
+// Splits fill the threads when there are few items (decode); merge() joins them, rotates back and writes the output: at once where there is
+// one, else when all are done. Every item and row writes to a place of its own: which thread takes it changes no bit.
 #pragma once
 #include <c10/util/SmallVector.h>
 
@@ -32,7 +32,7 @@ struct Sequence {
   int64_t cache;   // batch row of the codes, or of their block table
   int64_t ring;    // batch row of the recent rows; -1: none
   int64_t splits;  // of its tokens: splits_for()
-  int64_t first_item = 0, first_row = 0;  // in the call
+  int64_t first_item = 0, first_row = 0;  // in the call; rows of several splits alone count
   float* partial = nullptr;  // of every split and row: head_dim sums, the maximum, the sum of the weights
 
   int64_t tiles() const { return (end - start + kTile - 1) / kTile; }
@@ -63,9 +63,10 @@ struct Attention {
   Span span(const Sequence& s, int64_t query) const;
   const Sequence& sequence_of_item(int64_t item) const;
   void run();
+  // Writes a row of the output from its splits.
+  void merge(const Sequence& s, int64_t row) const;
 
  private:
-  void merge(const Sequence& s, int64_t row) const;
   void merge_rows(int64_t begin, int64_t end) const;
 };
 

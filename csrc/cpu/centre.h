@@ -8,15 +8,17 @@ namespace int4kv {
 
 // One vector per head, [batch or 1, heads, head_dim]; null without one.
 struct Centre {
-  at::Tensor rows;
+  c10::MaybeOwned<at::Tensor> rows;
   int64_t batches, heads, head_dim;
+  const float* numbers;
 
   explicit Centre(const OptionalTensor& centre)
-      : rows(centre ? centre->contiguous() : at::Tensor()), batches(centre ? rows.size(0) : 0), heads(centre ? rows.size(1) : 0),
-        head_dim(centre ? rows.size(2) : 0) {}
+      : rows(centre ? centre->expect_contiguous() : c10::MaybeOwned<at::Tensor>()), batches(centre ? rows->size(0) : 0),
+        heads(centre ? rows->size(1) : 0), head_dim(centre ? rows->size(2) : 0),
+        numbers(centre ? rows->const_data_ptr<float>() : nullptr) {}
 
   const float* of(int64_t b, int64_t h) const {
-    return rows.defined() ? rows.const_data_ptr<float>() + ((batches > 1 ? b * heads : 0) + h) * head_dim : nullptr;
+    return numbers ? numbers + ((batches > 1 ? b * heads : 0) + h) * head_dim : nullptr;
   }
 };
 

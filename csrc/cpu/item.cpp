@@ -93,6 +93,7 @@ void Item::run() {
   read(a_.k, a_.v, s_.cache, [](const Span& s) { return std::pair(s.sunk, s.exact); });
   if (a_.k_recent) read(*a_.k_recent, *a_.v_recent, s_.ring, [](const Span& s) { return std::pair(s.exact, s.hi); });
   store();
+  for (int64_t r = 0; s_.splits == 1 && r < rows_; ++r) a_.merge(s_, head(r) * s_.queries + query(r));
 }
 
 void Item::store() {

@@ -22,7 +22,7 @@ void quantize_paged(
     const OptionalTensor& v_rotation, const OptionalTensor& k_recent, const OptionalTensor& v_recent, const OptionalTensor& recent_slots,
     std::string_view codebook) {
   const Stored k_stored{k_codes, k_scales, k_recent}, v_stored{v_codes, v_scales, v_recent};
-  check_quantize_paged(k, v, k_stored, v_stored, slots, k_centre, v_centre, k_rotation, v_rotation, recent_slots, codebook);
+  check_quantize_paged<int64_t>(k, v, k_stored, v_stored, slots, k_centre, v_centre, k_rotation, v_rotation, recent_slots, codebook);
   check_slots("slots", slots, slots_of(k_codes));
   if (recent_slots) check_slots("recent_slots", *recent_slots, slots_of(*k_recent));
   const Writer k_writer(k, k_stored, slots, recent_slots, k_centre, k_rotation, codebook);

@@ -13,17 +13,17 @@ int64_t block_of(const at::Tensor& by, int64_t head_dim) {
 } // namespace
 
 Rotation::Rotation(const OptionalTensor& rotation, int64_t head_dim)
-    : by_(rotation ? rotation->contiguous() : at::Tensor()), block_(block_of(by_, head_dim)) {}
+    : by_(rotation ? rotation->expect_contiguous() : c10::MaybeOwned<at::Tensor>()),
+      numbers_(rotation ? by_->const_data_ptr<float>() : nullptr), block_(block_of(*by_, head_dim)) {}
 
 const float* Rotation::matrix(int64_t head, int64_t head_dim) const {
-  return by_.const_data_ptr<float>() + (by_.dim() == 3 ? head * head_dim * head_dim : 0);
+  return numbers_ + (by_->dim() == 3 ? head * head_dim * head_dim : 0);
 }
 
 void Rotation::load(
     const Rows& x, int64_t b, int64_t h, int64_t t, int64_t count, int64_t head_dim, const float* centre, float* rows) const {
-  if (by_.defined() && block_ > 0) {
-    const float* signs = by_.const_data_ptr<float>();
-    return kernels().load_rotated(x.row(b, h, t), x.token, x.channel, x.number(), count, head_dim, centre, block_, signs, rows);
+  if (numbers_ && block_ > 0) {
+    return kernels().load_rotated(x.row(b, h, t), x.token, x.channel, x.number(), count, head_dim, centre, block_, numbers_, rows);
   }
   for (int64_t i = 0; i < count; ++i, rows += head_dim) {
     load_row(x, b, h, t + i, head_dim, rows, centre);
@@ -32,15 +32,15 @@ void Rotation::load(
 }
 
 void Rotation::apply(float* x, int64_t head, int64_t head_dim) const {
-  if (!by_.defined()) return;
+  if (!numbers_) return;
   if (block_ == 0) return kernels().multiply(x, head_dim, matrix(head, head_dim));
-  kernels().rotate(x, head_dim, block_, by_.const_data_ptr<float>());
+  kernels().rotate(x, head_dim, block_, numbers_);
 }
 
 void Rotation::invert(float* x, int64_t head, int64_t head_dim) const {
-  if (!by_.defined()) return;
+  if (!numbers_) return;
   if (block_ == 0) return kernels().multiply_transposed(x, head_dim, matrix(head, head_dim));
-  kernels().unrotate(x, head_dim, block_, by_.const_data_ptr<float>());
+  kernels().unrotate(x, head_dim, block_, numbers_);
 }
 
 } // namespace int4kv

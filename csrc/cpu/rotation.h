@@ -24,8 +24,9 @@ class Rotation {
  private:
   const float* matrix(int64_t head, int64_t head_dim) const;
 
-  at::Tensor by_;
-  int64_t block_;  // 0: by_ is a matrix
+  c10::MaybeOwned<at::Tensor> by_;
+  const float* numbers_;  // of by_; null: no rotation
+  int64_t block_;         // 0: by_ is a matrix
 };
 
 } // namespace int4kv

@@ -110,7 +110,7 @@ void quantize_paged(
     const at::Tensor& slots, const OptionalTensor& k_centre, const OptionalTensor& v_centre, const OptionalTensor& k_rotation,
     const OptionalTensor& v_rotation, const OptionalTensor& k_recent, const OptionalTensor& v_recent, const OptionalTensor& recent_slots,
     std::string_view codebook) {
-  check_quantize_paged(
+  check_quantize_paged<int64_t>(
       k, v, {k_codes, k_scales, k_recent}, {v_codes, v_scales, v_recent}, slots, k_centre, v_centre, k_rotation, v_rotation, recent_slots,
       codebook);
   if (k_codes.size(0) == 0) return;
