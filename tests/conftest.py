@@ -1,7 +1,9 @@
 """pytest --device cpu (default), mps or cuda: the same tests for each. A test that cannot run is a failure, not a skip."""
 
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +12,10 @@ ABOUT = {"cpu_only": ("cpu",), "mps_only": ("mps",), "cuda_only": ("cuda",), "gp
          "two_gpus_only": ("two cuda",)}
 # Run once, beside the CPU.
 ABOUT_SOURCES = (
-    "test_build.py", "test_cpu_emulated.py", "test_cuda_build.py", "test_cuda_source.py", "test_macos.py", "test_rig_*.py", "test_metal_kernels.py",
+    "test_build.py", "test_cpu_emulated.py", "test_cuda_build.py", "test_cuda_kernels.py", "test_cuda_source.py", "test_macos.py", "test_rig_*.py",
+    "test_metal_kernels.py",
 )
-FOR_LINUX = ("test_cpu_emulated.py", "test_macos.py", "test_rig_*.py", "test_metal_*.py")  # emulators, the rig and what it counts
+FOR_LINUX = ("test_cpu_emulated.py", "test_cuda_kernels.py", "test_macos.py", "test_rig_*.py", "test_metal_*.py")  # emulators, the rig and what it counts
 
 
 def pytest_addoption(parser):
@@ -86,3 +89,17 @@ def refuse_skip(report):
         report.longrepr = f"{report.nodeid} was skipped, which counts as a failure: {report.longrepr}"
         report.outcome = "failed"
     return report
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory):
+    """{Metal kernel: its recorded dispatches} of metal_calls.py, run with fresh buffers full of NaN: mps and CPU agree."""
+    folder, tests = tmp_path_factory.mktemp("recordings"), Path(__file__).parent
+    environment = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(tests), RIG_RECORD=str(folder), RIG_POISON="1")
+    done = subprocess.run([sys.executable, tests / "metal_calls.py"], capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {}
+    for path in sorted(folder.glob("*.launch")):
+        header = path.read_bytes()[:64]
+        found.setdefault(header[12 : 12 + header[8]].decode(), []).append(path)
+    return found

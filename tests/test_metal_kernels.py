@@ -20,19 +20,6 @@ def run(*command, **environment):
     return subprocess.run([str(c) for c in command], capture_output=True, text=True, env=os.environ | quiet | environment, timeout=600)
 
 
-@pytest.fixture(scope="session")
-def recordings(tmp_path_factory):
-    """{kernel: its recorded dispatches} of metal_calls.py, run with fresh buffers full of NaN: mps and CPU agree."""
-    folder = tmp_path_factory.mktemp("recordings")
-    done = run(sys.executable, TESTS / "metal_calls.py", RIG_RECORD=str(folder), RIG_POISON="1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = {}
-    for path in sorted(folder.glob("*.launch")):
-        header = path.read_bytes()[:64]
-        found.setdefault(header[12 : 12 + header[8]].decode(), []).append(path)
-    return found
-
-
 def kernels_from(text, folder, **options):
     """The compiled kernels of a Metal source text."""
     source = folder / "int4kv.metal"

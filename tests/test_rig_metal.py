@@ -1,6 +1,5 @@
 """The emulated device's Metal: right ops run, a mistake that a Mac punishes ends with a sentence, modes do what they say."""
 
-import io
 import signal
 import struct
 
@@ -9,7 +8,7 @@ import torch
 
 from rig import build, device
 from rig.msl.compile import compile_metal
-from rig.msl.recording import replay
+from rig.msl.recording import read_launch, replay
 from rig.sandbox import Sandbox
 
 SAMPLE = build.RIG / "sample"
@@ -231,32 +230,17 @@ def record_two_dispatches():
     torch.mps.synchronize()
 
 
-def read_recording(path):
-    """name, grid, and (kind, index, bytes before or number of them, bytes after) of every binding."""
-    file = io.BytesIO(path.read_bytes())
-    number = lambda letter: struct.unpack("<" + letter, file.read(struct.calcsize(letter)))[0]  # noqa: E731
-    assert file.read(4) == b"MSLR" and number("I") == 1
-    name, grid, bindings = file.read(number("I")).decode(), struct.unpack("<9I", file.read(36)), []
-    for _ in range(number("I")):
-        kind, index, size = number("I"), number("I"), number("Q")
-        before = size if kind == 1 else file.read(size)
-        after = file.read(size) if kind == 0 and number("Q") else None
-        bindings.append((kind, index, before, after))
-    assert not file.read()
-    return name, grid, bindings
-
-
 def test_dispatches_are_recorded_and_replayed(tmp_path):
     outcome = sandbox.run(record_two_dispatches, {"RIG_RECORD": str(tmp_path / "launches")})
     assert outcome.status == 0, outcome.output
     first, second = sorted((tmp_path / "launches").glob("*.launch"))
-    name, grid, bindings = read_recording(first)
+    name, grid, bindings = read_launch(first)
     assert (name, grid) == ("scale", (32, 1, 1, 1, 1, 1, 32, 1, 1))
     (_, index, before, after), factor = bindings[0], struct.unpack("<f", bindings[1][2])[0]
     x = torch.arange(8.0, 40.0)
     assert index == 0 and before == x.numpy().tobytes() and after == (x * 2).numpy().tobytes() and factor == 2
-    assert read_recording(second)[1][:9] == (32, 1, 1, 2, 1, 1, 40, 1, 1)
-    assert (1, 0, 128, None) in read_recording(second)[2]
+    assert read_launch(second)[1][:9] == (32, 1, 1, 2, 1, 1, 40, 1, 1)
+    assert (1, 0, 128, None) in read_launch(second)[2]
     replayed = replay(sample_kernels(tmp_path), [first, second])
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
 
@@ -272,7 +256,7 @@ def test_function_constants_are_recorded_and_replayed(tmp_path):
     outcome = sandbox.run(record_two_constants, {"RIG_RECORD": str(tmp_path / "launches")})
     assert outcome.status == 0, outcome.output
     paths = sorted((tmp_path / "launches").glob("*.launch"))
-    constants = [[binding for binding in read_recording(path)[2] if binding[0] == 2] for path in paths]
+    constants = [[binding for binding in read_launch(path)[2] if binding[0] == 2] for path in paths]
     assert constants == [[(2, 0, struct.pack("<f", factor), None)] for factor in (2.0, 3.0)]
     replayed = replay(sample_kernels(tmp_path, source=2), paths)
     assert replayed.returncode == 0 and replayed.stdout.count(": same\n") == 2, replayed.stdout + replayed.stderr

@@ -1,4 +1,5 @@
-"""Writes launches in the format of replay.cpp and replays them: sanitizers need a process without Python."""
+"""Reads and writes launches in the format of replay.cpp and replays them: sanitizers need a process without Python."""
+import io
 import os
 import shutil
 import struct
@@ -29,6 +30,21 @@ def buffer_binding(index, before, after):
     data = as_array(index, before).tobytes()
     end = struct.pack("<Q", 0) if after is None else struct.pack("<Q", 1) + as_array(index, after).tobytes()
     return struct.pack("<IIQ", 0, index, len(data)) + data + end
+
+
+def read_launch(path):
+    """Kernel, grid, and (kind, index, bytes before or number of them, bytes after) of every binding."""
+    file = io.BytesIO(Path(path).read_bytes())
+    number = lambda letter: struct.unpack("<" + letter, file.read(struct.calcsize(letter)))[0]  # noqa: E731
+    assert file.read(4) == b"MSLR" and number("I") == 1
+    name, grid, bindings = file.read(number("I")).decode(), struct.unpack("<9I", file.read(36)), []
+    for _ in range(number("I")):
+        kind, index, size = number("I"), number("I"), number("Q")
+        before = size if kind == 1 else file.read(size)
+        after = file.read(size) if kind == 0 and number("Q") else None
+        bindings.append((kind, index, before, after))
+    assert not file.read()
+    return name, grid, bindings
 
 
 def replay(library, recordings, sanitize=None, schedule=0, seed=1, repeat=1):
