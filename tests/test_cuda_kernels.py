@@ -75,13 +75,14 @@ MUTANTS = [
     ("a tile read before it is there", "attend_matrix_128 4 4 uniform decode", "await_groups<Ring<D, B>::stages - 1>();", ""),
     ("one tile too few waited for", "attend_matrix_128 4 4 uniform decode", "await_groups<Ring<D, B>::stages - 1>();",
      "await_groups<Ring<D, B>::stages>();"),
-    ("keys of another line of the ring", "attend_matrix_128 4 4 uniform decode", "x ^ (x >> 3 & 0x70)", "x ^ (x >> 3 & 0x60)"),
+    ("keys of another line of the ring", "attend_matrix_128 4 4 uniform decode", "(lane ^ (permuted(bytes, fixed) & 0x7f))",
+     "(lane ^ (fixed & 0x7f))"),
     ("what values have beside their level left in", "attend_matrix_128 4 4 uniform decode", "fma(-beside[i / 2], sums.offset[i % 2], sums.o[f][i])",
      "sums.o[f][i]"),
     ("low bytes of queries taken for signed ones", "attend_matrix_128 4 4 uniform decode", "below.x ^ kByteTops", "below.x"),
     ("levels of the other side", "attend_matrix_128 4 4 lloyd", "multiply_add(look_up<4, 7, -1>(mirror)", "multiply_add(look_up<4, 7, -1>(low)"),
     ("scales of the wrong tokens", "attend_matrix_128 4 4 lloyd", "from[4 * B + 4 * b];", "from[4 * B + 4 * (b ^ 1)];"),
-    ("pages that are not asked for", "attend_matrix_128 4 4 lloyd paged", "tile + 8 * B > tiles.run.end", "false"),
+    ("a tile beyond the end of its page", "attend_matrix_64 4 4 lloyd paged", "int(min(k.capacity - k.slot(tile), v.capacity - v.slot(tile)))", "4096"),
 ]
 
 
