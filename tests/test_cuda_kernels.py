@@ -1,15 +1,11 @@
 """The CUDA kernels without a GPU: clang compiles their program for the rig, where they do what the Metal kernels did with the same bytes."""
 
 import re
-import sys
 
 import numpy as np
 import pytest
-from rig.cuda.compile import CSRC
+from rig.cuda.compile import embed_cuda
 from rig.cuda.launch import read_dispatch, run
-
-sys.path.insert(0, str(CSRC / "cuda"))
-import embed_cuda  # noqa: E402
 
 TOLERANCE = 1e-3  # of the largest output: the matrix units take the values' weights as fp16
 OUT, PARTIAL, STATISTICS = 13, 14, 15
