@@ -17,10 +17,11 @@ def compile_cuda(name: str, buffers: int, constants: tuple[int, ...], source: st
     text = translate(source or embed_cuda.source(), name, buffers)
     flags = ["-std=c++17", f"-I{SHIM}", "-fno-exceptions", "-fno-rtti", *toolchain.kernel_flags(None, "off"), "-O1",
              f"-DINT4KV_WANTS_{name}=,", f"-DINT4KV_FUNCTION_CONSTANTS={','.join(map(str, constants))}"]
-    parts = [text, " ".join(flags), toolchain.compiler_version(), *(file.read_bytes() for file in sorted(SHIM.iterdir()))]
+    executor = toolchain.executor_objects(None)  # named by their contents
+    parts = [text, " ".join(flags), *(path.name for path in executor), *(file.read_bytes() for file in sorted(SHIM.iterdir()))]
     with toolchain.made_once(library := toolchain.cache_folder() / f"cuda-{toolchain.digest(parts)}.so") as output:
         if output:
             source = output.with_suffix(".cpp")
             source.write_text(text)
-            toolchain.run([toolchain.CLANG, *flags, "-shared", "-Wl,-Bsymbolic", source, *toolchain.executor_objects(None), "-lm", "-o", output])
+            toolchain.run([toolchain.CLANG, *flags, "-shared", "-Wl,-Bsymbolic", source, *executor, "-lm", "-o", output])
     return library
