@@ -75,6 +75,12 @@ void Item::read(const Source& k, const Source& v, int64_t b, Range range) {
     work.tile.count = static_cast<int>(std::min<int64_t>(kTile, last - t));
     k.locate(b, kv_head_, t, work.tile.count, memory_.k);
     v.locate(b, kv_head_, t, work.tile.count, memory_.v);
+    work.ahead.count = 0;
+    if (t + kTile < last) {
+      const int following = static_cast<int>(std::min<int64_t>(kTile, last - t - kTile));
+      k.look_ahead(b, kv_head_, t + kTile, following, work.ahead);
+      v.look_ahead(b, kv_head_, t + kTile, following, work.ahead);
+    }
     kernels().load_tile(memory_.k, memory_.v, work);
     for (int64_t r = 0; r < rows_; r += kBlockRows) kernels().attend_tile(work, memory_.blocks[r / kBlockRows]);
   }

@@ -24,6 +24,13 @@ void gather(const Rows& scales, const Source::Run& run, int64_t h, int count, in
   }
 }
 
+// Rows that touch are one span.
+void add_spans(const Rows& rows, const Source::Run& run, int64_t h, int count, int64_t bytes, Ahead& ahead) {
+  const char* first = rows.row(run.batch, h, run.slot);
+  if (rows.token == bytes) bytes *= count, count = 1;
+  for (int i = 0; i < count; ++i) ahead.spans[ahead.count++] = {first + i * rows.token, first + i * rows.token + bytes};
+}
+
 template <typename T>
 void repeat_last(T* of, int count) {
   for (int i = count; i < kTile; ++i) of[i] = of[count - 1];
@@ -31,17 +38,12 @@ void repeat_last(T* of, int count) {
 
 } // namespace
 
-// Asks for a tile of pages ahead, row by row: the pages of two tiles are not the same distance apart.
-void Source::fetch(int64_t b, int64_t h, int64_t first) const {
-  const int64_t end = std::min(first + kTile, table->width * codes.capacity), bytes = scales ? row_bytes : 0;
-  for (int64_t at = first; at < end;) {
-    const Run here = run(b, at);
-    const int64_t n = std::min(end - at, here.count);
-    const char* row = codes.row(here.batch, h, here.slot);
-    for (int64_t i = 0; i < n; ++i) {
-      for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + i * codes.token + byte);
-    }
-    at += n;
+void Source::look_ahead(int64_t b, int64_t h, int64_t first, int count, Ahead& ahead) const {
+  for (int at = 0, n; scales && at < count; at += n) {
+    const Run here = run(b, first + at);
+    n = static_cast<int>(std::min<int64_t>(count - at, here.count));
+    add_spans(codes, here, h, n, row_bytes, ahead);
+    add_spans(*scales, here, h, n, scales->element * groups * scales_per_group(codebook), ahead);
   }
 }
 
@@ -63,8 +65,6 @@ void Source::locate(int64_t b, int64_t h, int64_t first, int count, StoredTile& 
   }
   tile.plain = !scales;
   tile.type = codes.number();
-  tile.ahead = table ? 0 : kTile * codes.token;
-  if (table) fetch(b, h, first + kTile);
   tile.channel_stride = codes.channel;
   tile.bits = static_cast<int>(bits);
   tile.codebook = codebook;

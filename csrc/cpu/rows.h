@@ -87,8 +87,8 @@ struct Source {
   // Where the tokens first .. first + count lie; count is at most kTile.
   void locate(int64_t b, int64_t h, int64_t first, int count, StoredTile& tile) const;
 
- private:
-  void fetch(int64_t b, int64_t h, int64_t first) const;
+  // Adds the spans of those tokens' codes and scales; of plain rows none.
+  void look_ahead(int64_t b, int64_t h, int64_t first, int count, Ahead& ahead) const;
 };
 
 } // namespace int4kv

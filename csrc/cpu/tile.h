@@ -11,6 +11,7 @@ constexpr int kBlockRows = 8;  // query rows that share a tile's decoded codes: 
 constexpr int kRowLanes = 16;  // a number of every row is an array of so many: whole vectors
 constexpr int kMaxCopies = 8;  // simd/: how often a factor is written so that it need not be broadcast
 constexpr int kMaxGroups = INT4KV_MAX_HEAD_DIM / INT4KV_UNIT;
+constexpr int kLine = 64;      // bytes
 
 enum class Number { kFloat32, kFloat16, kBfloat16 };
 
@@ -18,12 +19,20 @@ enum class Number { kFloat32, kFloat16, kBfloat16 };
 // repeat it.
 struct StoredTile {
   const uint8_t* rows[kTile];
-  int64_t ahead;           // bytes from a row to the one a tile later, to be fetched early
   int64_t channel_stride;  // bytes; of codes 1
   uint16_t scales[kMaxGroups][kTile], minima[kMaxGroups][kTile];  // fp16
   bool plain;   // rows of numbers of a type, not of codes
   Number type;
   int bits, codebook, groups;
+};
+
+// Where the tile to come lies, last span first: its lines are asked for one by one between the products of the tile at hand. All at once
+// they would fill the buffers that every load waits for.
+struct Ahead {
+  struct {
+    const char *at, *end;
+  } spans[4 * kTile];  // at worst every token's codes and scales, of K and of V
+  int count;
 };
 
 // A codebook as unsigned bytes: value = scale * (biased[code] - kBias + offset) + minimum.
@@ -37,7 +46,7 @@ const Levels& levels_of(int bits, int codebook);
 // The same tile as the products take it. Of codes:
 //
 //   K    codes[w][token]       four bytes of 32 bits, neighbours in the row, lane = token: the sums need no reduction
-//   V    codes[token / 4][i]   byte i of four tokens' rows, lane = channel
+//   V    codes[token / 4][i]   byte i of the rows of tokens t, t + 2, t + 1 and t + 3, lane = channel: bytes 0 and 2 are neighbours
 //
 // where a byte is two codes (nibbles, as a plane of 4 bits has them) or one biased level. value = scale * level + shift.
 struct TileSide {
@@ -74,10 +83,9 @@ struct QueryBlock {
 struct Weights {
   alignas(64) float rescale[kRowLanes];  // 2^(maximum before - maximum)
   alignas(64) float p[kBlockRows][kTile], scaled[kBlockRows][kTile];
-  // Of tokens 4 i and 4 i + 2, and of 4 i + 1 and 4 i + 3: [kTile / 4][2][rows][kCopies]
-  alignas(64) int32_t pairs[kMaxGroups][kTile / 2 * kBlockRows * kMaxCopies];
-  float scales[kMaxGroups][kBlockRows];  // weight = scale * integer
-  int32_t sums[kMaxGroups][kBlockRows];  // of the integers
+  alignas(64) int32_t pairs[kMaxGroups][kBlockRows][kTile / 2 * kMaxCopies];  // of tokens 2 i and 2 i + 1: [kTile / 2][kCopies]
+  alignas(64) float scales[kMaxGroups][kRowLanes];  // weight = scale * integer
+  alignas(64) int32_t sums[kMaxGroups][kRowLanes];  // of the integers
 };
 
 // Rows of 3, 5 and 8 bits on their way into a tile.
@@ -89,6 +97,7 @@ struct Widened {
 // What a thread works in; nothing is allocated on the way.
 struct Workspace {
   Tile tile;
+  Ahead ahead;
   Widened widened;
   Weights weights;
 };

@@ -1,6 +1,6 @@
 // o = o * rescale + sum over tokens of weight * value.
 //
-// Of codes: lanes are channels, and a lane's four bytes are four tokens: two pairs of weights. The sums of a tile are exact integers that
+// Of codes: lanes are channels, and a lane's four bytes are four tokens: its even and its odd ones meet a pair of weights each. The sums of a tile are exact integers that
 // start at -128 times the sum of the weights, as biased levels are 128 too large; they join o once a tile.
 
 // Levels of kLanes channels of four tokens: those of byte `at` .. of a row, half 0 the low nibbles, half 1 the high ones.
@@ -12,20 +12,21 @@ inline Ints levels_of_bytes(const int32_t* codes, const Table& table, int at, in
 
 // kLanes channels (of each of `halves` halves of a unit) at a time, so that all rows' sums stay in registers.
 template <int rows, int halves, bool nibbles>
-inline void add_bytes(const Tile& tile, const Table& table, int g, int at, int half, const Weights& weights, QueryBlock& block) {
+inline void add_bytes(const Tile& tile, const Table& table, int g, int at, int half, const Weights& weights, Ahead& ahead, QueryBlock& block) {
   const int bytes = nibbles ? tile.head_dim / 2 : tile.head_dim;
   Ints sums[halves][rows];
   for (int h = 0; h < halves; ++h) {
     for (int r = 0; r < rows; ++r) sums[h][r] = splat(-kBias * weights.sums[g][r]);
   }
-  const int32_t *codes = tile.v.codes, *pairs = weights.pairs[g];
-  for (int t = 0; t < tile.count; t += 4, codes += bytes, pairs += 2 * rows * kCopies) {
-    const int32_t *even_weights = pairs, *odd_weights = pairs + rows * kCopies;
+  fetch(ahead, kTile / 4);
+  const int32_t *codes = tile.v.codes, *pairs = weights.pairs[g][0];
+  constexpr int kPairs = kTile / 2 * kMaxCopies;  // from row to row
+  for (int t = 0; t < tile.count; t += 4, codes += bytes, pairs += 2 * kCopies) {
     for (int h = 0; h < halves; ++h) {
       const Ints levels = levels_of_bytes<nibbles>(codes, table, at, half + h);
       const Ints even = even_bytes(levels), odd = odd_bytes(levels);
-      for (int r = 0; r < rows; ++r) sums[h][r] = dot2(sums[h][r], even, load_copies(even_weights + r * kCopies));
-      for (int r = 0; r < rows; ++r) sums[h][r] = dot2(sums[h][r], odd, load_copies(odd_weights + r * kCopies));
+      for (int r = 0; r < rows; ++r) sums[h][r] = dot2(sums[h][r], even, load_copies(pairs + r * kPairs));
+      for (int r = 0; r < rows; ++r) sums[h][r] = dot2(sums[h][r], odd, load_copies(pairs + r * kPairs + kCopies));
     }
   }
   for (int h = 0; h < halves; ++h) {
@@ -37,13 +38,13 @@ inline void add_bytes(const Tile& tile, const Table& table, int g, int at, int h
 }
 
 template <int rows, bool nibbles>
-inline void accumulate_codes(const Tile& tile, const Weights& weights, QueryBlock& block) {
+inline void accumulate_codes(const Tile& tile, const Weights& weights, Ahead& ahead, QueryBlock& block) {
   constexpr int halves = kSums >= 2 * rows ? 2 : 1;
   const Table table = load_table(tile.v.levels->biased);
   const int group_bytes = tile.head_dim / 2 / tile.v.groups;
   for (int g = 0; g < tile.v.groups; ++g) {
     for (int at = g * group_bytes; at < (g + 1) * group_bytes; at += kLanes) {
-      for (int half = 0; half < 2; half += halves) add_bytes<rows, halves, nibbles>(tile, table, g, at, half, weights, block);
+      for (int half = 0; half < 2; half += halves) add_bytes<rows, halves, nibbles>(tile, table, g, at, half, weights, ahead, block);
     }
   }
 }
@@ -83,7 +84,7 @@ inline int list_seen(uint64_t seen, int count, int* tokens) {
 
 // All rows together where they see the same tokens; a token that a row does not see is not touched for it.
 template <int rows>
-inline void accumulate_plain(const Tile& tile, const Weights& weights, QueryBlock& block) {
+inline void accumulate_plain(const Tile& tile, const Weights& weights, Ahead&, QueryBlock& block) {
   int tokens[kTile + 1];
   bool same = true;
   for (int r = 1; r < rows; ++r) same = same && block.seen[r] == block.seen[0];

@@ -21,14 +21,14 @@ inline auto fold(Vector x, Operation operation) {
 }
 
 // Of every 2 kApart lanes the lower or the upper half, those of a below those of b.
-template <int kApart, bool kUpper, int... kLane>
-inline Floats interleave_lanes(Floats a, Floats b, std::integer_sequence<int, kLane...>) {
+template <int kApart, bool kUpper, typename Vector, int... kLane>
+inline Vector interleave_lanes(Vector a, Vector b, std::integer_sequence<int, kLane...>) {
   constexpr int kFrom = kUpper ? kApart : 0;
   return __builtin_shufflevector(a, b, ((kLane & kApart) ? kLanes + (kLane ^ kApart) + kFrom : kLane + kFrom)...);
 }
 
-template <int kApart, bool kUpper>
-inline Floats interleave_lanes(Floats a, Floats b) {
+template <int kApart, bool kUpper, typename Vector>
+inline Vector interleave_lanes(Vector a, Vector b) {
   return interleave_lanes<kApart, kUpper>(a, b, std::make_integer_sequence<int, kLanes>());
 }
 

@@ -36,24 +36,39 @@ inline const uint8_t* const* widen(const StoredTile& stored, int count, int head
 }
 
 inline void load_scales(const StoredTile& stored, const Levels& levels, TileSide& side) {
+  Ints shifted = {};
   for (int g = 0; g < stored.groups; ++g) {
     for (int t = 0; t < kTile; t += kLanes) {
       const Floats scale = halves_to_floats(stored.scales[g] + t);
       const Floats minimum = stored.codebook == INT4KV_ASYMMETRIC ? halves_to_floats(stored.minima[g] + t) : Floats{};
       store(side.scales[g] + t, scale);
-      store(side.shifts[g] + t, fma(scale, splat(levels.offset), minimum));  // NaN where the scale is not finite
+      const Floats shift = fma(scale, splat(levels.offset), minimum);  // NaN where the scale is not finite
+      store(side.shifts[g] + t, shift);
+      shifted |= bits_of(shift);
+    }
+  }
+  side.shifted = sum(Ints(shifted != 0)) != 0;
+}
+
+// K: lane = token.
+inline void transpose_rows(const uint8_t* const* rows, int count, int bytes, int32_t* codes) {
+  for (int t = 0; t < count; t += kLanes) {
+    for (int at = 0; at < bytes; at += 16) {
+      Ints words[4];
+      transpose(rows + t, at, words);
+      for (int i = 0; i < 4; ++i) store(codes + (at / 4 + i) * kTile + t, words[i]);
     }
   }
 }
 
-// The rows of the next tile, while this one is worked on.
-inline void fetch_ahead(const StoredTile& stored, int bytes) {
-  for (int t = 0; t < kTile; ++t) {
-    for (int at = 0; at < bytes; at += 64) __builtin_prefetch(stored.rows[t] + stored.ahead + at);
+// V: lane = channel.
+inline void interleave_rows(const uint8_t* const* rows, int count, int bytes, int32_t* codes) {
+  for (int t = 0; t < count; t += 4) {
+    const uint8_t* const four[4] = {rows[t], rows[t + 2], rows[t + 1], rows[t + 3]};
+    for (int at = 0; at < bytes; at += 16, codes += 16) interleave(four, at, codes);
   }
 }
 
-// `transposed`: lanes are tokens, as K wants it.
 inline void load_side(const StoredTile& stored, int count, int head_dim, bool transposed, Widened& wide, TileSide& side) {
   side.plain = stored.plain;
   if (stored.plain) {
@@ -65,22 +80,10 @@ inline void load_side(const StoredTile& stored, int count, int head_dim, bool tr
   side.levels = &levels_of(stored.bits, stored.codebook);
   side.nibbles = stored.bits <= 4;
   side.groups = stored.groups;
-  side.shifted = side.levels->offset != 0.0f || stored.codebook == INT4KV_ASYMMETRIC;
-  fetch_ahead(stored, head_dim * stored.bits / 8);
   load_scales(stored, *side.levels, side);
   const uint8_t* const* rows = stored.bits == 4 ? stored.rows : widen(stored, count, head_dim, *side.levels, wide);
-  const int bytes = side.nibbles ? head_dim / 2 : head_dim;
-  for (int t = 0; t < count; t += transposed ? kLanes : 4) {
-    for (int at = 0; at < bytes; at += 16) {
-      if (!transposed) {
-        interleave(rows + t, at, side.codes + t / 4 * bytes + at);
-        continue;
-      }
-      Ints words[4];
-      transpose(rows + t, at, words);
-      for (int i = 0; i < 4; ++i) store(side.codes + (at / 4 + i) * kTile + t, words[i]);
-    }
-  }
+  const auto rearrange = transposed ? transpose_rows : interleave_rows;
+  rearrange(rows, count, side.nibbles ? head_dim / 2 : head_dim, side.codes);
 }
 
 inline void load_tile(const StoredTile& k, const StoredTile& v, Workspace& work) {

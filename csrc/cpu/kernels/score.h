@@ -57,10 +57,21 @@ inline Ints levels_of_word(const TileSide& k, const Table& table, int word, int 
   return lookup(load(k.codes + word * kTile + token) >> (4 * half) & 0x0f0f0f0f, table);
 }
 
+inline void fetch(Ahead& ahead, int lines) {
+  while (lines > 0 && ahead.count > 0) {
+    auto& span = ahead.spans[ahead.count - 1];
+    const char *at = span.at, *end = span.end;
+    for (; lines > 0 && at < end; --lines, at += kLine) __builtin_prefetch(at);
+    span.at = at;
+    ahead.count -= at >= end;
+  }
+}
+
 // Sums of the words first .. last for `rows` rows and `vectors` vectors of tokens.
 template <int rows, int vectors, bool nibbles>
-inline void dot_words(const TileSide& k, const Table& table, const int32_t* pairs, int first, int last, int token, Ints (&sums)[vectors][rows]) {
+inline void dot_words(const TileSide& k, const Table& table, const int32_t* pairs, int first, int last, int token, Ahead& ahead, Ints (&sums)[vectors][rows]) {
   for (int word = first; word < last; ++word) {
+    fetch(ahead, vectors);
     for (int half = 0; half < 2; ++half) {
       const int32_t *even = pairs + (4 * word + 2 * half) * rows * kCopies, *odd = even + rows * kCopies;
       for (int v = 0; v < vectors; ++v) {
@@ -78,7 +89,7 @@ constexpr int token_vectors(int rows) {
 }
 
 template <int rows, bool nibbles>
-inline void score_codes(const Tile& tile, const QueryBlock& block, float (*scores)[kTile]) {
+inline void score_codes(const Tile& tile, const QueryBlock& block, Ahead& ahead, float (*scores)[kTile]) {
   constexpr int vectors = token_vectors(rows);
   const TileSide& k = tile.k;
   const Table table = load_table(k.levels->biased);
@@ -92,7 +103,7 @@ inline void score_codes(const Tile& tile, const QueryBlock& block, float (*score
       for (int v = 0; v < vectors; ++v) {
         for (int r = 0; r < rows; ++r) sums[v][r] = splat(-kBias * q_sum[r]);
       }
-      dot_words<rows, vectors, nibbles>(k, table, block.pairs, g * words, (g + 1) * words, token, sums);
+      dot_words<rows, vectors, nibbles>(k, table, block.pairs, g * words, (g + 1) * words, token, ahead, sums);
       for (int v = 0; v < vectors; ++v) {
         const Floats scale = load(k.scales[g] + token + v * kLanes), shift = load(k.shifts[g] + token + v * kLanes);
         for (int r = 0; r < rows; ++r) {
@@ -109,7 +120,7 @@ inline void score_codes(const Tile& tile, const QueryBlock& block, float (*score
 
 // Of plain rows: fp32 dot products.
 template <int rows>
-inline void score_rows(const Tile& tile, const QueryBlock& block, float (*scores)[kTile]) {
+inline void score_rows(const Tile& tile, const QueryBlock& block, Ahead&, float (*scores)[kTile]) {
   for (int token = 0; token < tile.count; ++token) {
     Floats sums[rows] = {};
     for (int c = 0; c < tile.head_dim; c += kLanes) {

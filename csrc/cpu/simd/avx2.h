@@ -121,8 +121,4 @@ inline float largest(Floats x) {
   return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
 }
 
-// Lanes 0 and 1 of every four: the low halves of lanes 0 and 2, and of 1 and 3, as one pair each.
-inline Ints pair_up(Ints x) {
-  return (x & 0xffff) | (Ints)_mm256_shuffle_epi32((__m256i)(x << 16), 0xee);
-}
 #include "powers.h"

@@ -106,8 +106,11 @@ inline float sum(Floats x) { return _mm512_reduce_add_ps(x); }
 inline int32_t sum(Ints x) { return _mm512_reduce_add_epi32((__m512i)x); }
 inline float largest(Floats x) { return _mm512_reduce_max_ps(x); }
 
-// Lanes 0 and 1 of every four: the low halves of lanes 0 and 2, and of 1 and 3, as one pair each.
-inline Ints pair_up(Ints x) {
-  return (x & 0xffff) | (Ints)_mm512_shuffle_epi32((__m512i)(x << 16), _MM_PERM_DCDC);
+inline Floats take_whole(Floats& x) {
+  const Floats whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  x -= whole;
+  return whole;
 }
+
+inline Floats times_power(Floats y, Floats whole) { return _mm512_scalef_ps(y, whole); }
 #include "powers.h"

@@ -101,9 +101,4 @@ inline float sum(Floats x) { return vaddvq_f32((float32x4_t)x); }
 inline int32_t sum(Ints x) { return vaddvq_s32((int32x4_t)x); }
 inline float largest(Floats x) { return vmaxnmvq_f32((float32x4_t)x); }
 
-// Lanes 0 and 1: the low halves of lanes 0 and 2, and of 1 and 3, as one pair each.
-inline Ints pair_up(Ints x) {
-  const Ints high = x << 16;
-  return (x & 0xffff) | (Ints)vextq_s32((int32x4_t)high, (int32x4_t)high, 2);
-}
 #include "powers.h"

@@ -122,8 +122,4 @@ inline float largest(Floats x) {
   return b > a ? b : a;
 }
 
-// Lanes 0 and 1: the low halves of lanes 0 and 2, and of 1 and 3, as one pair each.
-inline Ints pair_up(Ints x) {
-  return (x & 0xffff) | Ints{x[2] << 16, x[3] << 16, 0, 0};
-}
 #include "powers.h"

@@ -1,14 +1,14 @@
-// 2^x for x <= 0, relative error under 3e-7; 2^-126 below -126, NaN stays NaN.
+// 2^x for x <= 0, relative error under 3e-7; 2^-126 or less below -126, NaN stays NaN.
 inline Floats exp2_negative(Floats x) {
-  x = x < -126.0f ? splat(-126.0f) : x;
-  const Floats whole = nearest(x), part = x - whole;
+  Floats part = x;
+  const Floats whole = take_whole(part);
   Floats y = fma(splat(1.5403530e-4f), part, splat(1.3333558e-3f));
   y = fma(y, part, splat(9.6181291e-3f));
   y = fma(y, part, splat(5.5504109e-2f));
   y = fma(y, part, splat(2.4022651e-1f));
   y = fma(y, part, splat(6.9314718e-1f));
   y = fma(y, part, splat(1.0f));
-  return y * from_bits((__builtin_convertvector(whole, Ints) + 127) << 23);
+  return times_power(y, whole);
 }
 
 inline float exp2_negative(float x) {

@@ -31,6 +31,16 @@ inline Floats splat(float x) { return Floats{} + x; }
 inline Ints load_copies(const int32_t* x) { return kCopies == 1 ? splat(*x) : load(x); }
 inline void store_copies(int32_t* to, int32_t x) { kCopies == 1 ? static_cast<void>(*to = x) : store(to, splat(x)); }
 
+// Neighbours of 16 bits as one pair each, in copies.
+inline void store_pairs(const uint16_t* x, int count, int32_t* to) {
+  if (kCopies == 1) return static_cast<void>(std::memcpy(to, x, 4 * count));
+  for (int i = 0; i < count; ++i) {
+    int32_t pair;
+    std::memcpy(&pair, x + 2 * i, 4);
+    store_copies(to + i * kCopies, pair);
+  }
+}
+
 inline Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 inline Ints bits_of(Floats x) { return reinterpret_cast<Ints>(x); }
 inline Floats from_bits(Ints x) { return reinterpret_cast<Floats>(x); }
@@ -56,3 +66,17 @@ inline Ints lanes_of(uint64_t bits) {
 constexpr float kNoFraction = 12582912.0f;
 inline Floats nearest(Floats x) { return (x + kNoFraction) - kNoFraction; }
 inline Ints to_ints(Floats x) { return bits_of(x + kNoFraction) - 0x4b400000; }
+
+// The integer nearest to x >= -126 (less counts as -126), of which x keeps what is left; and y * 2^whole. AVX-512 has its own.
+template <typename Vector>
+inline Vector take_whole(Vector& x) {
+  x = x < -126.0f ? splat(-126.0f) : x;
+  const Vector whole = nearest(x);
+  x -= whole;
+  return whole;
+}
+
+template <typename Vector>
+inline Vector times_power(Vector y, Vector whole) {
+  return y * from_bits((__builtin_convertvector(whole, Ints) + 127) << 23);
+}
