@@ -72,7 +72,7 @@ struct QueryBlock {
   alignas(64) float q[kBlockRows][INT4KV_MAX_HEAD_DIM];
   alignas(64) float o[kBlockRows][INT4KV_MAX_HEAD_DIM];
   alignas(64) float sums[kBlockRows][kRowLanes];  // of the weights, in lanes
-  float shifts[kBlockRows][kMaxGroups];       // what every channel of a group gets on top of o
+  alignas(64) float shifts[kMaxGroups][kRowLanes];  // what every channel of a group gets on top of o
   // q as 16-bit integers: q = scale * integer, in pairs as the codes of four bytes pair up (score.h), [head_dim / 2][rows][kCopies]
   alignas(64) int32_t pairs[INT4KV_MAX_HEAD_DIM / 2 * kBlockRows * kMaxCopies];
   float q_scales[kBlockRows];

@@ -27,8 +27,8 @@ inline void start_block(QueryBlock& block) {
     block.maximum[r] = kFloor;
     std::memset(block.o[r], 0, sizeof block.o[r]);
     std::memset(block.sums[r], 0, sizeof block.sums[r]);
-    std::memset(block.shifts[r], 0, sizeof block.shifts[r]);
   }
+  std::memset(block.shifts, 0, sizeof block.shifts);
   encode_queries(block);
 }
 
@@ -37,7 +37,7 @@ inline void finish_block(QueryBlock& block, int groups, float* totals) {
   for (int r = 0; r < block.rows; ++r) {
     totals[r] = sum(load(block.sums[r]));
     for (int c = 0; c < block.head_dim; c += kLanes) {
-      store(block.o[r] + c, load(block.o[r] + c) + block.shifts[r][c * groups / block.head_dim]);
+      store(block.o[r] + c, load(block.o[r] + c) + block.shifts[c * groups / block.head_dim][r]);
     }
   }
 }

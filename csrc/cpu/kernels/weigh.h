@@ -110,25 +110,33 @@ inline Ints encode_weights(const Tile& tile, int r, int g, float inverse, Weight
   return total;
 }
 
+// What the group's shifts add to every channel.
+inline void add_shifts(const Tile& tile, const bool* all, int g, const Weights& weights, QueryBlock& block) {
+  Floats shifts[kBlockRows];
+  for (int r = 0; r < kBlockRows; ++r) {
+    if (r >= block.rows) shifts[r] = Floats{};
+    else shifts[r] = all[r] ? sum_shifts<true>(tile, block, r, g, weights) : sum_shifts<false>(tile, block, r, g, weights);
+  }
+  alignas(64) float sums[kRowLanes];
+  reduce_rows(shifts, [](Floats a, Floats b) { return a + b; }, sums);
+  for (int r = 0; r < kBlockRows; r += kLanes) store(block.shifts[g] + r, load(block.shifts[g] + r) + load(sums + r));
+}
+
 // The group's weights of all rows, from their p.
-inline void encode_group(const Tile& tile, const bool* all, int g, QueryBlock& block, Weights& weights) {
-  Floats tops[kBlockRows], shifts[kBlockRows];
+inline void encode_group(const Tile& tile, const bool* all, int g, const QueryBlock& block, Weights& weights) {
+  Floats tops[kBlockRows];
   Ints totals[kBlockRows];
-  for (int r = 0; r < kBlockRows; ++r) tops[r] = shifts[r] = Floats{}, totals[r] = Ints{};
+  for (int r = 0; r < kBlockRows; ++r) tops[r] = Floats{}, totals[r] = Ints{};
   for (int r = 0; r < block.rows; ++r) {
     tops[r] = all[r] ? scale_weights<true>(tile, block, r, g, weights) : scale_weights<false>(tile, block, r, g, weights);
-    if (!tile.v.shifted) continue;
-    shifts[r] = all[r] ? sum_shifts<true>(tile, block, r, g, weights) : sum_shifts<false>(tile, block, r, g, weights);
   }
-  alignas(64) float most[kRowLanes], shift[kRowLanes], inverse[kRowLanes];
+  alignas(64) float most[kRowLanes], inverse[kRowLanes];
   reduce_rows(tops, [](Floats a, Floats b) { return maximum(a, b); }, most);
-  reduce_rows(shifts, [](Floats a, Floats b) { return a + b; }, shift);
   for (int r = 0; r < kBlockRows; r += kLanes) {
     store(inverse + r, load(most + r) > 1e-30f ? 32767.0f / load(most + r) : Floats{});
     store(weights.scales[g] + r, load(most + r) / 32767.0f);
   }
   for (int r = 0; r < block.rows; ++r) {
-    block.shifts[r][g] = block.shifts[r][g] * weights.rescale[r] + shift[r];
     totals[r] = all[r] ? encode_weights<true>(tile, r, g, inverse[r], weights) : encode_weights<false>(tile, r, g, inverse[r], weights);
   }
   reduce_rows(totals, [](Ints a, Ints b) { return a + b; }, weights.sums[g]);
@@ -147,8 +155,11 @@ inline void weigh(const Tile& tile, QueryBlock& block, Weights& weights) {
   for (int r = 0; r < block.rows; ++r) {
     all[r] ? exponentiate<true>(tile, block, r, weights) : exponentiate<false>(tile, block, r, weights);
   }
-  for (int g = 0; !tile.v.plain && g < tile.v.groups; ++g) encode_group(tile, all, g, block, weights);
-  for (int r = 0; tile.v.plain && r < block.rows; ++r) {
-    for (int g = 0; g < kMaxGroups; ++g) block.shifts[r][g] *= weights.rescale[r];
+  for (int g = 0; g < kMaxGroups; ++g) {
+    for (int r = 0; r < block.rows; r += kLanes) store(block.shifts[g] + r, load(block.shifts[g] + r) * load(weights.rescale + r));
+  }
+  for (int g = 0; !tile.v.plain && g < tile.v.groups; ++g) {
+    if (tile.v.shifted) add_shifts(tile, all, g, weights, block);
+    encode_group(tile, all, g, block, weights);
   }
 }
