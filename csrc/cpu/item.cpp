@@ -76,7 +76,8 @@ void Item::read(const Source& k, const Source& v, int64_t b, Range range) {
     k.locate(b, kv_head_, t, work.tile.count, memory_.k);
     v.locate(b, kv_head_, t, work.tile.count, memory_.v);
     work.ahead.count = 0;
-    if (t + kTile < last) {
+    if (!v.scales) v.look_ahead(b, kv_head_, t, work.tile.count, work.ahead);
+    if (k.scales && t + kTile < last) {
       const int following = static_cast<int>(std::min<int64_t>(kTile, last - t - kTile));
       k.look_ahead(b, kv_head_, t + kTile, following, work.ahead);
       v.look_ahead(b, kv_head_, t + kTile, following, work.ahead);

@@ -39,11 +39,11 @@ void repeat_last(T* of, int count) {
 } // namespace
 
 void Source::look_ahead(int64_t b, int64_t h, int64_t first, int count, Ahead& ahead) const {
-  for (int at = 0, n; scales && at < count; at += n) {
+  for (int at = 0, n; at < count; at += n) {
     const Run here = run(b, first + at);
     n = static_cast<int>(std::min<int64_t>(count - at, here.count));
     add_spans(codes, here, h, n, row_bytes, ahead);
-    add_spans(*scales, here, h, n, scales->element * groups * scales_per_group(codebook), ahead);
+    if (scales) add_spans(*scales, here, h, n, scales->element * groups * scales_per_group(codebook), ahead);
   }
 }
 

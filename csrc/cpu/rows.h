@@ -70,7 +70,7 @@ struct Source {
 
   Source(const at::Tensor& codes_, const at::Tensor& scales_, int64_t head_dim, int codebook_, Axes axes = kCacheAxes);
   explicit Source(const at::Tensor& rows, Axes axes = kCacheAxes)
-      : codes(rows, axes), groups(0), bits(0), codebook(INT4KV_UNIFORM) {}
+      : codes(rows, axes), groups(0), bits(0), row_bytes(rows.size(axes.channel) * rows.element_size()), codebook(INT4KV_UNIFORM) {}
 
   // Tokens that lie one after the other: `count` slots from `slot` on of one batch row or page.
   struct Run {
@@ -87,7 +87,7 @@ struct Source {
   // Where the tokens first .. first + count lie; count is at most kTile.
   void locate(int64_t b, int64_t h, int64_t first, int count, StoredTile& tile) const;
 
-  // Adds the spans of those tokens' codes and scales; of plain rows none.
+  // Adds where those tokens lie to what is to be asked for.
   void look_ahead(int64_t b, int64_t h, int64_t first, int count, Ahead& ahead) const;
 };
 

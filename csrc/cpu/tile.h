@@ -55,7 +55,10 @@ struct TileSide {
   const Levels* levels;
   alignas(64) int32_t codes[INT4KV_MAX_HEAD_DIM / 4 * kTile];
   alignas(64) float scales[kMaxGroups][kTile], shifts[kMaxGroups][kTile];
-  alignas(64) float rows[kTile][INT4KV_MAX_HEAD_DIM];  // plain
+  // Plain rows stay where they lie, but for those whose channels lie apart.
+  const uint8_t* rows[kTile];
+  Number type;
+  alignas(64) float gathered[kTile][INT4KV_MAX_HEAD_DIM];
 };
 
 struct Tile {

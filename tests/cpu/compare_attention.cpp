@@ -29,6 +29,8 @@ struct Case {
   int head_dim, rows, count, k_bits, v_bits, codebook, group_size;
   bool k_plain, v_plain, masked;
   float softcap;
+  Number type;     // of plain rows
+  int apart;       // channels of a plain row, in numbers
 };
 
 int pick(std::initializer_list<int> from) {
@@ -38,27 +40,37 @@ int pick(std::initializer_list<int> from) {
 Case make_case() {
   Case c{pick({32, 64, 96, 128, 160, 256}), pick({1, 2, 3, 4, 5, 6, 7, 8}), pick({1, 3, 4, 15, 16, 17, 31, 32, 33, 63, 64}), pick({3, 4, 4, 5, 8}),
          pick({3, 4, 4, 5, 8}), pick({0, 1, 1, 2, 3}), 0, pick({0, 0, 0, 1}) == 1, pick({0, 0, 0, 1}) == 1, pick({0, 0, 1}) == 1,
-         pick({0, 0, 0, 30}) * 1.0f};
+         pick({0, 0, 0, 30}) * 1.0f, static_cast<Number>(pick({0, 1, 2})), pick({1, 1, 3})};
   c.group_size = pick({c.head_dim, c.head_dim, 32});
   return c;
 }
 
-// Random codes, scales between 0.01 and 0.03, or rows of fp16 numbers between 1 and 2.
+// 1 to 2 or -2 to -1 in steps of 1 / 128, exact in every type.
+void write_number(Number type, uint8_t* to) {
+  const uint32_t sign = generator() & 1, fraction = generator() & 127;
+  const uint32_t single = sign << 31 | 127u << 23 | fraction << 16, half = sign << 15 | 15u << 10 | fraction << 3, brain = single >> 16;
+  if (type == Number::kFloat32) std::memcpy(to, &single, 4);
+  else std::memcpy(to, type == Number::kFloat16 ? &half : &brain, 2);
+}
+
+// Random codes, scales between 0.01 and 0.03, or plain rows.
 struct Side {
   std::vector<uint8_t> bytes;
   StoredTile tile{};
 
-  Side(const Case& c, int bits, bool plain) : bytes(kTile * c.head_dim * 2) {
+  Side(const Case& c, int bits, bool plain) {
+    const int number = c.apart * (c.type == Number::kFloat32 ? 4 : 2);
+    bytes.resize(kTile * c.head_dim * (plain ? number : 1));
     for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(generator());
-    for (size_t i = 1; plain && i < bytes.size(); i += 2) bytes[i] = static_cast<uint8_t>((bytes[i] & 0x83) | 0x3c);
+    for (size_t i = 0; plain && i < bytes.size(); i += number) write_number(c.type, &bytes[i]);
     tile.plain = plain;
-    tile.type = Number::kFloat16;
-    tile.channel_stride = 2;
+    tile.type = c.type;
+    tile.channel_stride = number;
     tile.bits = bits;
     tile.codebook = c.codebook;
     tile.groups = plain ? 0 : c.head_dim / c.group_size;
     for (int t = 0; t < kTile; ++t) {
-      tile.rows[t] = bytes.data() + (t < c.count ? t : c.count - 1) * (plain ? 2 * c.head_dim : c.head_dim * bits / 8);
+      tile.rows[t] = bytes.data() + (t < c.count ? t : c.count - 1) * (plain ? number * c.head_dim : c.head_dim * bits / 8);
       for (int g = 0; g < tile.groups; ++g) {
         tile.scales[g][t] = static_cast<uint16_t>(0x211f + generator() % 0x680);
         tile.minima[g][t] = static_cast<uint16_t>(0x9000 + generator() % 0x1000);

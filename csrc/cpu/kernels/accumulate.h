@@ -49,8 +49,8 @@ inline void accumulate_codes(const Tile& tile, const Weights& weights, Ahead& ah
   }
 }
 
-// Of plain rows, fp32: `tokens` lists those that all `rows` rows see. Two vectors of channels share a weight's broadcast.
-template <int rows>
+// Of plain rows: `tokens` lists those that all `rows` rows see. Two vectors of channels share a weight's broadcast.
+template <int rows, typename T>
 inline void accumulate_rows(const Tile& tile, const Weights& weights, int first, const int* tokens, int count, QueryBlock& block) {
   for (int c = 0; c < tile.head_dim; c += 2 * kLanes) {
     Floats low[rows], high[rows];
@@ -59,11 +59,12 @@ inline void accumulate_rows(const Tile& tile, const Weights& weights, int first,
       high[r] = load(block.o[first + r] + c + kLanes) * weights.rescale[first + r];
     }
     for (int i = 0; i < count; ++i) {
-      const float* value = tile.v.rows[tokens[i]] + c;
+      const T* value = reinterpret_cast<const T*>(tile.v.rows[tokens[i]]) + c;
+      const Floats value_low = load_numbers(value), value_high = load_numbers(value + kLanes);
       for (int r = 0; r < rows; ++r) {
         const Floats weight = splat(weights.p[first + r][tokens[i]]);
-        low[r] = fma(weight, load(value), low[r]);
-        high[r] = fma(weight, load(value + kLanes), high[r]);
+        low[r] = fma(weight, value_low, low[r]);
+        high[r] = fma(weight, value_high, high[r]);
       }
     }
     for (int r = 0; r < rows; ++r) {
@@ -83,11 +84,18 @@ inline int list_seen(uint64_t seen, int count, int* tokens) {
 }
 
 // All rows together where they see the same tokens; a token that a row does not see is not touched for it.
-template <int rows>
-inline void accumulate_plain(const Tile& tile, const Weights& weights, Ahead&, QueryBlock& block) {
+template <int rows, typename T>
+inline void accumulate_rows(const Tile& tile, const Weights& weights, QueryBlock& block) {
   int tokens[kTile + 1];
   bool same = true;
   for (int r = 1; r < rows; ++r) same = same && block.seen[r] == block.seen[0];
-  if (same) return accumulate_rows<rows>(tile, weights, 0, tokens, list_seen(block.seen[0], tile.count, tokens), block);
-  for (int r = 0; r < rows; ++r) accumulate_rows<1>(tile, weights, r, tokens, list_seen(block.seen[r], tile.count, tokens), block);
+  if (same) return accumulate_rows<rows, T>(tile, weights, 0, tokens, list_seen(block.seen[0], tile.count, tokens), block);
+  for (int r = 0; r < rows; ++r) accumulate_rows<1, T>(tile, weights, r, tokens, list_seen(block.seen[r], tile.count, tokens), block);
+}
+
+template <int rows>
+inline void accumulate_plain(const Tile& tile, const Weights& weights, Ahead&, QueryBlock& block) {
+  if (tile.v.type == Number::kFloat32) return accumulate_rows<rows, float>(tile, weights, block);
+  if (tile.v.type == Number::kFloat16) return accumulate_rows<rows, Half>(tile, weights, block);
+  accumulate_rows<rows, Bfloat>(tile, weights, block);
 }

@@ -8,7 +8,7 @@ template <int rows>
 inline void attend_rows(Workspace& work, QueryBlock& block) {
   const Tile& tile = work.tile;
   Weights& weights = work.weights;
-  const auto score = tile.k.plain ? score_rows<rows> : tile.k.nibbles ? score_codes<rows, true> : score_codes<rows, false>;
+  const auto score = tile.k.plain ? score_plain<rows> : tile.k.nibbles ? score_codes<rows, true> : score_codes<rows, false>;
   const auto accumulate = tile.v.plain ? accumulate_plain<rows> : tile.v.nibbles ? accumulate_codes<rows, true> : accumulate_codes<rows, false>;
   score(tile, block, work.ahead, weights.p);
   weigh(tile, block, weights);

@@ -69,14 +69,24 @@ inline void interleave_rows(const uint8_t* const* rows, int count, int bytes, in
   }
 }
 
+// Plain rows whose channels lie apart, as fp32.
+inline void gather_rows(const StoredTile& stored, int count, int head_dim, TileSide& side) {
+  side.type = Number::kFloat32;
+  for (int t = 0; t < count; ++t) {
+    load_row(reinterpret_cast<const char*>(stored.rows[t]), stored.channel_stride, stored.type, head_dim, nullptr, side.gathered[t]);
+    side.rows[t] = reinterpret_cast<const uint8_t*>(side.gathered[t]);
+  }
+}
+
+inline void load_plain(const StoredTile& stored, int count, int head_dim, TileSide& side) {
+  if (stored.channel_stride != (stored.type == Number::kFloat32 ? 4 : 2)) return gather_rows(stored, count, head_dim, side);
+  side.type = stored.type;
+  std::memcpy(side.rows, stored.rows, count * sizeof side.rows[0]);
+}
+
 inline void load_side(const StoredTile& stored, int count, int head_dim, bool transposed, Widened& wide, TileSide& side) {
   side.plain = stored.plain;
-  if (stored.plain) {
-    for (int t = 0; t < count; ++t) {
-      load_row(reinterpret_cast<const char*>(stored.rows[t]), stored.channel_stride, stored.type, head_dim, nullptr, side.rows[t]);
-    }
-    return;
-  }
+  if (stored.plain) return load_plain(stored, count, head_dim, side);
   side.levels = &levels_of(stored.bits, stored.codebook);
   side.nibbles = stored.bits <= 4;
   side.groups = stored.groups;

@@ -119,14 +119,23 @@ inline void score_codes(const Tile& tile, const QueryBlock& block, Ahead& ahead,
 }
 
 // Of plain rows: fp32 dot products.
-template <int rows>
-inline void score_rows(const Tile& tile, const QueryBlock& block, Ahead&, float (*scores)[kTile]) {
+template <int rows, typename T>
+inline void score_rows(const Tile& tile, const QueryBlock& block, Ahead& ahead, float (*scores)[kTile]) {
   for (int token = 0; token < tile.count; ++token) {
+    fetch(ahead, tile.head_dim * static_cast<int>(sizeof(T)) / kLine);
+    const T* row = reinterpret_cast<const T*>(tile.k.rows[token]);
     Floats sums[rows] = {};
     for (int c = 0; c < tile.head_dim; c += kLanes) {
-      const Floats key = load(tile.k.rows[token] + c);
+      const Floats key = load_numbers(row + c);
       for (int r = 0; r < rows; ++r) sums[r] = fma(key, load(block.q[r] + c), sums[r]);
     }
     for (int r = 0; r < rows; ++r) scores[r][token] = sum(sums[r]);
   }
+}
+
+template <int rows>
+inline void score_plain(const Tile& tile, const QueryBlock& block, Ahead& ahead, float (*scores)[kTile]) {
+  const auto score = tile.k.type == Number::kFloat32 ? score_rows<rows, float>
+      : tile.k.type == Number::kFloat16 ? score_rows<rows, Half> : score_rows<rows, Bfloat>;
+  score(tile, block, ahead, scores);
 }
