@@ -29,10 +29,11 @@ def facts() -> dict:
 
 
 def command() -> str:
-    """This process's command line, as to be typed in the repository's folder."""
+    """This process's command line, as to be typed in the repository's folder, with the kernels asked for."""
     script = Path(sys.argv[0])
     shown = f"{script.parent.name}/{script.name}" if script.parent.name == "bench" else script.name
-    return shlex.join(["python", shown, *sys.argv[1:]])
+    kernels = f"INT4KV_CPU={os.environ['INT4KV_CPU']} " if os.environ.get("INT4KV_CPU") else ""
+    return kernels + shlex.join(["python", shown, *sys.argv[1:]])
 
 
 def versions() -> dict:

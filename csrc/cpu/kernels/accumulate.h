@@ -1,7 +1,7 @@
 // o = o * rescale + sum over tokens of weight * value.
 //
-// Of codes: lanes are channels, and a lane's four bytes are four tokens: its even and its odd ones meet a pair of weights each. The sums of a tile are exact integers that
-// start at -128 times the sum of the weights, as biased levels are 128 too large; they join o once a tile.
+// Of codes: lanes are channels, and a lane's four bytes are four tokens: its even and its odd ones meet a pair of weights each. The sums of
+// a tile are exact integers that start at -128 times the sum of the weights, as biased levels are 128 too large; they join o once a tile.
 
 // Levels of kLanes channels of four tokens: those of byte `at` .. of a row, half 0 the low nibbles, half 1 the high ones.
 template <bool nibbles>
@@ -12,7 +12,8 @@ inline Ints levels_of_bytes(const int32_t* codes, const Table& table, int at, in
 
 // kLanes channels (of each of `halves` halves of a unit) at a time, so that all rows' sums stay in registers.
 template <int rows, int halves, bool nibbles>
-inline void add_bytes(const Tile& tile, const Table& table, int g, int at, int half, const Weights& weights, Ahead& ahead, QueryBlock& block) {
+inline void add_bytes(
+    const Tile& tile, const Table& table, int g, int at, int half, const Weights& weights, Ahead& ahead, QueryBlock& block) {
   const int bytes = nibbles ? tile.head_dim / 2 : tile.head_dim;
   Ints sums[halves][rows];
   for (int h = 0; h < halves; ++h) {

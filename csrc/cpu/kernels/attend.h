@@ -9,11 +9,12 @@ inline void attend_rows(Workspace& work, QueryBlock& block) {
   const Tile& tile = work.tile;
   Weights& weights = work.weights;
   const auto score = tile.k.plain ? score_plain<rows> : tile.k.nibbles ? score_codes<rows, true> : score_codes<rows, false>;
-  const auto accumulate = tile.v.plain ? accumulate_plain<rows> : tile.v.nibbles ? accumulate_codes<rows, true> : accumulate_codes<rows, false>;
+  const auto accumulate =
+      tile.v.plain ? accumulate_plain<rows> : tile.v.nibbles ? accumulate_codes<rows, true> : accumulate_codes<rows, false>;
   score(tile, block, work.ahead, weights.p);
   weigh(tile, block, weights);
   accumulate(tile, weights, work.ahead, block);
-  fetch(work.ahead, INT32_MAX);
+  fetch(work.ahead, INT32_MAX);  // what is left
 }
 
 inline void attend_tile(Workspace& work, QueryBlock& block) {

@@ -32,13 +32,16 @@ inline Vector interleave_lanes(Vector a, Vector b) {
   return interleave_lanes<kApart, kUpper>(a, b, std::make_integer_sequence<int, kLanes>());
 }
 
-// Lane i gets the sum over the lanes of x[i], added as fold does.
-template <int kApart = 1>
+// Lane i of the first kCount gets the sum over the lanes of x[i], added as fold does.
+template <int kCount, int kApart = 1>
 inline Floats fold_each(const Floats* x) {
   if constexpr (kApart == kLanes) {
     return *x;
+  } else if constexpr (kApart >= kCount) {
+    const Floats a = fold_each<kCount, 2 * kApart>(x);
+    return a + exchange<kApart>(a);
   } else {
-    const Floats a = fold_each<2 * kApart>(x), b = fold_each<2 * kApart>(x + kApart);
+    const Floats a = fold_each<kCount, 2 * kApart>(x), b = fold_each<kCount, 2 * kApart>(x + kApart);
     return interleave_lanes<kApart, false>(a, b) + interleave_lanes<kApart, true>(a, b);
   }
 }

@@ -167,9 +167,10 @@ inline void fit_each(const float* y, int64_t n, int64_t g, Sums& sums) {
   }
 }
 
-// Lane g: the sum of group g. One group alone, as a decode step has it, is not worth the work of kLanes.
+// Lane g: the sum of group g. One group alone, as a decode step has it, is not worth the work of many.
+constexpr int kFew = kRowsTogether < kLanes ? kRowsTogether : kLanes;
 inline Floats sums_of(const Floats* x, int64_t groups) {
-  return groups == 1 ? splat(sum_of_lanes(*x)) : fold_each(x);
+  return groups == 1 ? splat(sum_of_lanes(*x)) : groups <= kFew ? fold_each<kFew>(x) : fold_each<kLanes>(x);
 }
 
 // Of each group's best clip: p, and 1 / f. Without branches, which nothing would predict.
@@ -212,7 +213,7 @@ inline void encode_beside(const float* x, int64_t groups, int64_t n, uint8_t* co
   alignas(64) int32_t indices[INT4KV_MAX_HEAD_DIM];
   float largest[kLanes] = {};
   Sums sums;
-  if (groups > 1 && groups < kLanes) sums = {};
+  if (groups > 1 && groups != kFew && groups != kLanes) sums = {};
   for (int64_t g = 0; g < groups; ++g) largest[g] = largest_of(x + g * n, n);
   const Floats most = load(largest), unit = most / INT4KV_LLOYD_LARGEST;
   const Ints tiny = most < INT4KV_TINY;

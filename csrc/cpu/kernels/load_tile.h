@@ -100,3 +100,14 @@ inline void load_tile(const StoredTile& k, const StoredTile& v, Workspace& work)
   load_side(k, work.tile.count, work.tile.head_dim, true, work.widened, work.tile.k);
   load_side(v, work.tile.count, work.tile.head_dim, false, work.widened, work.tile.v);
 }
+
+// Asks for up to `lines` lines of what is to come.
+inline void fetch(Ahead& ahead, int lines) {
+  while (lines > 0 && ahead.count > 0) {
+    auto& span = ahead.spans[ahead.count - 1];
+    const char *at = span.at, *end = span.end;
+    for (; lines > 0 && at < end; --lines, at += kLine) __builtin_prefetch(at);
+    span.at = at;
+    ahead.count -= at >= end;
+  }
+}

@@ -57,19 +57,12 @@ inline Ints levels_of_word(const TileSide& k, const Table& table, int word, int 
   return lookup(load(k.codes + word * kTile + token) >> (4 * half) & 0x0f0f0f0f, table);
 }
 
-inline void fetch(Ahead& ahead, int lines) {
-  while (lines > 0 && ahead.count > 0) {
-    auto& span = ahead.spans[ahead.count - 1];
-    const char *at = span.at, *end = span.end;
-    for (; lines > 0 && at < end; --lines, at += kLine) __builtin_prefetch(at);
-    span.at = at;
-    ahead.count -= at >= end;
-  }
-}
-
-// Sums of the words first .. last for `rows` rows and `vectors` vectors of tokens.
+// Sums of the words first .. last for `rows` rows and `vectors` vectors of tokens. For every vector of codes a line of the next tile is
+// asked for.
 template <int rows, int vectors, bool nibbles>
-inline void dot_words(const TileSide& k, const Table& table, const int32_t* pairs, int first, int last, int token, Ahead& ahead, Ints (&sums)[vectors][rows]) {
+inline void dot_words(
+    const TileSide& k, const Table& table, const int32_t* pairs, int first, int last, int token, Ahead& ahead,
+    Ints (&sums)[vectors][rows]) {
   for (int word = first; word < last; ++word) {
     fetch(ahead, vectors);
     for (int half = 0; half < 2; ++half) {
