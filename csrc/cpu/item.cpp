@@ -55,6 +55,17 @@ uint64_t Item::seen(int64_t row, int64_t tile, int64_t lo, int64_t hi) const {
   return range & allowed;
 }
 
+// What is read next: plain values of this tile, which are walked through channel by channel, and where there are codes, the tile after it.
+void Item::look_ahead(const Source& k, const Source& v, int64_t b, int64_t tile, int64_t last) {
+  Ahead& ahead = memory_.work.ahead;
+  ahead.count = 0;
+  if (!v.scales) v.look_ahead(b, kv_head_, tile, memory_.work.tile.count, ahead);
+  const int following = static_cast<int>(std::clamp<int64_t>(last - tile - kTile, 0, kTile));
+  if (!k.scales && !v.scales) return;
+  k.look_ahead(b, kv_head_, tile + kTile, following, ahead);
+  v.look_ahead(b, kv_head_, tile + kTile, following, ahead);
+}
+
 // One source, its batch row b, over the tokens range(span) of every row.
 template <typename Range>
 void Item::read(const Source& k, const Source& v, int64_t b, Range range) {
@@ -75,13 +86,7 @@ void Item::read(const Source& k, const Source& v, int64_t b, Range range) {
     work.tile.count = static_cast<int>(std::min<int64_t>(kTile, last - t));
     k.locate(b, kv_head_, t, work.tile.count, memory_.k);
     v.locate(b, kv_head_, t, work.tile.count, memory_.v);
-    work.ahead.count = 0;
-    if (!v.scales) v.look_ahead(b, kv_head_, t, work.tile.count, work.ahead);
-    if (k.scales && t + kTile < last) {
-      const int following = static_cast<int>(std::min<int64_t>(kTile, last - t - kTile));
-      k.look_ahead(b, kv_head_, t + kTile, following, work.ahead);
-      v.look_ahead(b, kv_head_, t + kTile, following, work.ahead);
-    }
+    look_ahead(k, v, b, t, last);
     kernels().load_tile(memory_.k, memory_.v, work);
     for (int64_t r = 0; r < rows_; r += kBlockRows) kernels().attend_tile(work, memory_.blocks[r / kBlockRows]);
   }

@@ -21,6 +21,7 @@ class Item {
   void load_query(int64_t row);
   template <typename Range>
   void read(const Source& k, const Source& v, int64_t b, Range range);
+  void look_ahead(const Source& k, const Source& v, int64_t b, int64_t tile, int64_t last);
   uint64_t seen(int64_t row, int64_t tile, int64_t lo, int64_t hi) const;
   void store();
 
