@@ -65,3 +65,13 @@ def test_a_kernel_that_rounds_otherwise_is_found(tmp_path):
     header.write_text(header.read_text().replace(right, "vcvt_f16_f32(vmulq_n_f32((float32x4_t)x, 1.00001f))"))
     done = compare("compare_kernels.cpp", "neon", *EMULATED["neon"], tmp_path, csrc=tmp_path / "csrc")
     assert done.returncode == 1 and "neon and portable differ" in done.stdout
+
+
+def test_the_steps_of_a_tile_are_timed(tmp_path):
+    name = ops.cpu_kernels()[0]
+    sources = ["-include", ROOT / "csrc" / "cpu" / f"kernels_{name}.cpp", ROOT / "bench" / "tile_cycles.cpp"]
+    built = run(["g++", *COMPILE, f"-DINT4KV_SET={name}", *sources, "-o", tmp_path / "tile_cycles"])
+    assert built.returncode == 0, built.stderr[-3000:]
+    head, _, *rows = run([tmp_path / "tile_cycles"]).stdout.splitlines()
+    assert name in head and [row.split("|")[1].strip() for row in rows] == ["6 heads, 128", "7 heads, 128", "7 heads, 64", "4 heads, 256"]
+    assert all(float(row.split("|")[-2]) > 0 for row in rows)

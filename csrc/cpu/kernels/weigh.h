@@ -20,8 +20,8 @@ inline Vector reduce_rows(const Vector* x, Operation operation) {
   }
 }
 
-template <typename Number, typename Vector, typename Operation>
-inline void reduce_rows(const Vector* x, Operation operation, Number* to) {
+template <typename T, typename Vector, typename Operation>
+inline void reduce_rows(const Vector* x, Operation operation, T* to) {
   for (int r = 0; r < kBlockRows; r += kLanes) store(to + r, reduce_rows(x + r, operation));
 }
 
