@@ -62,15 +62,6 @@ inline uint16_t to_half(float x) {
 
 inline __m256i cvtps_ph(__m512 x, int) { return each<__m256i, uint16_t, float, 16>(x, to_half); }
 
-template <int kOrder>
-inline __m512i shuffle_epi32(__m512i x) {
-  Lanes<int32_t, 16> from, to;
-  std::memcpy(&from, &x, sizeof from);
-  for (int i = 0; i < 16; ++i) to.lane[i] = from.lane[i / 4 * 4 + (kOrder >> 2 * (i % 4) & 3)];
-  std::memcpy(&x, &to, sizeof x);
-  return x;
-}
-
 inline float reduce_add_ps(__m512 x) { return reduce<float>(x, [](float a, float b) { return a + b; }); }
 inline float reduce_max_ps(__m512 x) { return reduce<float>(x, [](float a, float b) { return a > b ? a : b; }); }
 inline int32_t reduce_add_epi32(__m512i x) { return reduce<int32_t>(x, [](int32_t a, int32_t b) { return a + b; }); }
@@ -83,13 +74,9 @@ inline int32_t reduce_add_epi32(__m512i x) { return reduce<int32_t>(x, [](int32_
 #define _mm512_cvtepi32_epi8 avx512_emulation::cvtepi32_epi8
 #define _mm512_cvtph_ps avx512_emulation::cvtph_ps
 #define _mm512_cvtps_ph avx512_emulation::cvtps_ph
-#define _mm512_shuffle_epi32(x, order) avx512_emulation::shuffle_epi32<order>(x)
 #define _mm512_reduce_add_ps avx512_emulation::reduce_add_ps
 #define _mm512_reduce_max_ps avx512_emulation::reduce_max_ps
 #define _mm512_reduce_add_epi32 avx512_emulation::reduce_add_epi32
-#ifndef _MM_PERM_DCDC
-#define _MM_PERM_DCDC 0xee
-#endif
 #ifndef _MM_FROUND_TO_NEAREST_INT
 #define _MM_FROUND_TO_NEAREST_INT 0
 #endif

@@ -32,17 +32,19 @@ inline Vector interleave_lanes(Vector a, Vector b) {
   return interleave_lanes<kApart, kUpper>(a, b, std::make_integer_sequence<int, kLanes>());
 }
 
-// Lane i of the first kCount gets the sum over the lanes of x[i], added as fold does.
-template <int kCount, int kApart = 1>
-inline Floats fold_each(const Floats* x) {
+// Lane i of the first kCount gets the lanes of x[i] joined as fold joins them.
+template <int kCount, int kApart = 1, typename Vector, typename Operation>
+inline Vector fold_each(const Vector* x, Operation operation) {
   if constexpr (kApart == kLanes) {
     return *x;
-  } else if constexpr (kApart >= kCount) {
-    const Floats a = fold_each<kCount, 2 * kApart>(x);
-    return a + exchange<kApart>(a);
   } else {
-    const Floats a = fold_each<kCount, 2 * kApart>(x), b = fold_each<kCount, 2 * kApart>(x + kApart);
-    return interleave_lanes<kApart, false>(a, b) + interleave_lanes<kApart, true>(a, b);
+    const Vector a = fold_each<kCount, 2 * kApart>(x, operation);
+    if constexpr (kApart >= kCount) {
+      return operation(a, exchange<kApart>(a));
+    } else {
+      const Vector b = fold_each<kCount, 2 * kApart>(x + kApart, operation);
+      return operation(interleave_lanes<kApart, false>(a, b), interleave_lanes<kApart, true>(a, b));
+    }
   }
 }
 

@@ -170,7 +170,8 @@ inline void fit_each(const float* y, int64_t n, int64_t g, Sums& sums) {
 // Lane g: the sum of group g. One group alone, as a decode step has it, is not worth the work of many.
 constexpr int kFew = kRowsTogether < kLanes ? kRowsTogether : kLanes;
 inline Floats sums_of(const Floats* x, int64_t groups) {
-  return groups == 1 ? splat(sum_of_lanes(*x)) : groups <= kFew ? fold_each<kFew>(x) : fold_each<kLanes>(x);
+  const auto add = [](Floats a, Floats b) { return a + b; };
+  return groups == 1 ? splat(sum_of_lanes(*x)) : groups <= kFew ? fold_each<kFew>(x, add) : fold_each<kLanes>(x, add);
 }
 
 // Of each group's best clip: p, and 1 / f. Without branches, which nothing would predict.

@@ -4,25 +4,10 @@
 // tail behind a peak. Tokens that a row does not see have p = 0 whatever is stored there. Each step is done for all rows before the next,
 // and what a step reduces to one number per row is reduced for all of them together, lane = row.
 
-// Lane r of the first kBlockRows: what `operation` makes of the lanes of x[r].
-template <int kApart = kLanes / 2, typename Vector, typename Operation>
-inline Vector reduce_rows(const Vector* x, Operation operation) {
-  if constexpr (kApart == 0) {
-    return *x;
-  } else {
-    const Vector a = reduce_rows<kApart / 2>(x, operation);
-    if constexpr (kApart >= kBlockRows) {
-      return operation(a, exchange<kApart>(a));
-    } else {
-      const Vector b = reduce_rows<kApart / 2>(x + kApart, operation);
-      return operation(interleave_lanes<kApart, false>(a, b), interleave_lanes<kApart, true>(a, b));
-    }
-  }
-}
-
+// to[r] = the lanes of x[r] joined, for all kBlockRows.
 template <typename T, typename Vector, typename Operation>
 inline void reduce_rows(const Vector* x, Operation operation, T* to) {
-  for (int r = 0; r < kBlockRows; r += kLanes) store(to + r, reduce_rows(x + r, operation));
+  for (int r = 0; r < kBlockRows; r += kLanes) store(to + r, fold_each<(kBlockRows < kLanes ? kBlockRows : kLanes)>(x + r, operation));
 }
 
 inline Floats only_seen(Floats x, uint64_t seen, int token) {
