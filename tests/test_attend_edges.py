@@ -30,6 +30,17 @@ def test_peaky_softmax(logits):
     check(Stored(1, 1, 128, 0, 600, 600, logits=logits), queries(1, 4, 1, 128), 0, 600, scale=1.0)
 
 
+@pytest.mark.parametrize("rows", [0, 8])
+@pytest.mark.parametrize("group", [1, 4])
+def test_scores_that_are_all_far_below_zero(group, rows):
+    stored = Stored(1, 1, 128, 0, 600, 600, rows=rows)
+    k = stored.k[:, :, :1].expand(-1, -1, 600, -1).contiguous()
+    recent = dict(k_recent=stored.k_side[2], v_recent=stored.v_side[2]) if rows else {}
+    ops.quantize_kv(k, stored.v, *stored.sides, 0, k_rotation=stored.signs, v_rotation=stored.signs, **recent)
+    q = -4 * k[:, :, :1].expand(-1, group, -1, -1)
+    assert check(stored, q, 0, 600, scale=1.0, recent_window=rows).isfinite().all()
+
+
 def test_rows_that_see_nothing_are_zero():
     stored = Stored(2, 1, 64, 0, 40, 40, rows=8)
     mask = torch.ones(2, 1, 3, 40, dtype=torch.bool, device=DEVICE)

@@ -8,6 +8,7 @@ from rig.cuda.compile import embed_cuda
 from rig.cuda.launch import read_dispatch, run
 
 TOLERANCE = 1e-3  # of the largest output: the matrix units take the values' weights as fp16
+MERGED = 1e-6  # parts are added up in another order
 OUT, PARTIAL, STATISTICS = 13, 14, 15
 CODEBOOKS = ("uniform", "lloyd", "absmax", "asymmetric")
 
@@ -40,7 +41,20 @@ def rows_of(dispatch, buffers):
     return partial / statistics[seen, 1:], statistics[seen, 0] + np.log2(statistics[seen, 1])
 
 
+def joined_rows(dispatch, buffers):
+    """The output of all tokens: large blocks may have other tiles, and so other parts."""
+    splits = dispatch.threadgroups[0]
+    if splits == 1:
+        return numbers(buffers[OUT])
+    statistics = numbers(buffers[STATISTICS]).reshape(-1, splits, 2)
+    weights = np.exp2(statistics[..., 0] - statistics[..., 0].max(1, keepdims=True))
+    partial = numbers(buffers[PARTIAL]).reshape(*statistics.shape[:2], -1)
+    return (weights[..., None] * partial).sum(1) / np.maximum((weights * statistics[..., 1]).sum(1), 1e-30)[:, None]
+
+
 def is_as_recorded(dispatch, buffers):
+    if dispatch.kernel.startswith("merge"):
+        return all(np.allclose(numbers(buffers[index]), numbers(data), rtol=0, atol=MERGED, equal_nan=True) for index, data in dispatch.after.items())
     if not dispatch.kernel.startswith("attend"):
         return all(buffers[index] == data for index, data in dispatch.after.items())
     (found, sums), (expected, expected_sums) = (rows_of(dispatch, dispatch.before | those) for those in (buffers, dispatch.after))
@@ -56,6 +70,19 @@ def test_they_do_what_the_metal_kernels_do(dispatches, pattern):
     found = dispatches(pattern)
     assert found
     assert [described(d) for d in found if not is_as_recorded(d, run(d))] == []
+
+
+@pytest.mark.parametrize("pattern", [r"attend_matrix_(64|128|256) \d 4 (uniform|lloyd)( decode| paged)?", r"attend_matrix_128 [358] \d absmax", r"merge_\d+ decode"])
+def test_large_blocks_do_too(dispatches, pattern):
+    found = dispatches(pattern)
+    assert found
+    for dispatch in found:
+        buffers = dispatch.before | run(dispatch, large=True)
+        if dispatch.kernel.startswith("merge"):
+            assert is_as_recorded(dispatch, buffers)
+        else:
+            rows, expected = joined_rows(dispatch, buffers), joined_rows(dispatch, dispatch.before | dispatch.after)
+            np.testing.assert_allclose(rows, expected, rtol=0, atol=TOLERANCE * np.nanmax(abs(expected)), err_msg=described(dispatch))
 
 
 @pytest.mark.parametrize("schedule", [1, 2, 3], ids=["backward", "random simdgroups", "random threads"])
@@ -76,8 +103,8 @@ MUTANTS = [
     ("what values have beside their level left in", "attend_matrix_128 4 4 uniform decode", "fma(-beside[i / 2], sums.offset[i % 2], sums.o[f][i])",
      "sums.o[f][i]"),
     ("low bytes of queries taken for signed ones", "attend_matrix_128 4 4 uniform decode", "below.x ^ kByteTops", "below.x"),
-    ("levels of the other side", "attend_matrix_128 4 4 lloyd", "multiply_add(look_up<4, 7, -1>(mirror)", "multiply_add(look_up<4, 7, -1>(low)"),
-    ("scales of the wrong tokens", "attend_matrix_128 4 4 lloyd", "from[4 * B + 4 * b];", "from[4 * B + 4 * (b ^ 1)];"),
+    ("levels of the other side", "attend_matrix_128 4 4 lloyd", "above = look_up<4, 7, -1>(mirror)", "above = look_up<4, 7, -1>(low)"),
+    ("scales of the wrong tokens", "attend_matrix_128 4 4 lloyd", "at.quarter * sizeof scales", "(at.quarter ^ 1) * sizeof scales"),
     ("a tile beyond the end of its page", "attend_matrix_64 4 4 lloyd paged", "int(min(k.capacity - k.slot(tile), v.capacity - v.slot(tile)))", "4096"),
 ]
 

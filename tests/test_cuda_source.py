@@ -20,17 +20,18 @@ ENTRIES = ("quantize", "dequantize", "attend_simd", "attend_matrix", "merge")
 QUANTIZE, DEQUANTIZE, SIMD, MATRIX, MERGE = range(5)
 CODEBOOKS = UNIFORM, LLOYD, ABSMAX, ASYMMETRIC = range(4)
 PLAIN = 16
-MERGE_128 = (MERGE, 128, 0, 0, 0, 0, 0)
-WITHOUT_CONSTANTS = [(entry, size, 0, 0, 0, 0, 0) for entry, size in product((QUANTIZE, DEQUANTIZE, MERGE), range(32, 257, 32))]
+MERGE_128 = (MERGE, 128, 0, 0, 0, 0, 0, 0)
+WITHOUT_CONSTANTS = [(entry, size, 0, 0, 0, 0, 0, 0) for entry, size in product((QUANTIZE, DEQUANTIZE, MERGE), range(32, 257, 32))]
 SYMMETRIC = [(bits, bits, book) for bits, book in product((3, 4, 5, 8), (UNIFORM, LLOYD, ABSMAX))] + [(5, 4, LLOYD), (8, 4, LLOYD)]
 OTHERS = [(bits, bits, ASYMMETRIC) for bits in (3, 4, 5, 8)] + [(PLAIN, 4, LLOYD), (4, PLAIN, LLOYD), (PLAIN, PLAIN, LLOYD)]
-MERGE_DECODE = [(MERGE, size, 0, 0, 0, 0, 1) for size in range(32, 257, 32)]
-ATTENTION = [(SIMD, rows, *recipe, 0, 0) for rows, recipe in product((1, 2), SYMMETRIC + OTHERS)]
-ATTENTION += [(MATRIX, 128, *recipe, 0, 0) for recipe in SYMMETRIC] + [(MATRIX, head_dim, 4, 4, LLOYD, 0, 0) for head_dim in (64, 256)]
-ATTENTION += [(MATRIX, head_dim, 4, 4, LLOYD, 0, 1) for head_dim in (64, 128, 256)] + [(MATRIX, 128, 5, 4, LLOYD, 0, 1), (MATRIX, 128, 8, 8, UNIFORM, 0, 1)]
+MERGE_DECODE = [(MERGE, size, 0, 0, 0, 0, 1, 0) for size in range(32, 257, 32)]
+ATTENTION = [(SIMD, rows, *recipe, 0, 0, 0) for rows, recipe in product((1, 2), SYMMETRIC + OTHERS)]
+ATTENTION += [(MATRIX, 128, *recipe, 0, 0, 0) for recipe in SYMMETRIC] + [(MATRIX, head_dim, 4, 4, LLOYD, 0, 0, 0) for head_dim in (64, 256)]
+ATTENTION += [(MATRIX, head_dim, 4, 4, LLOYD, 0, 1, 0) for head_dim in (64, 128, 256)] + [(MATRIX, 128, 5, 4, LLOYD, 0, 1, 0), (MATRIX, 128, 8, 8, UNIFORM, 0, 1, 0)]
 DEFAULT = [kernel for kernel in ATTENTION if kernel[2:6] == (4, 4, LLOYD, 0)]
-PAGED = [(*kernel[:5], 1, kernel[6]) for kernel in DEFAULT]
-PAGED += [(QUANTIZE, 128, 0, 0, 0, 1, 0), (SIMD, 1, PLAIN, PLAIN, LLOYD, 1, 0), (MATRIX, 128, 8, 4, LLOYD, 1, 0)]
+PAGED = [(*kernel[:5], 1, *kernel[6:]) for kernel in DEFAULT]
+PAGED += [(QUANTIZE, 128, 0, 0, 0, 1, 0, 0), (SIMD, 1, PLAIN, PLAIN, LLOYD, 1, 0, 0), (MATRIX, 128, 8, 4, LLOYD, 1, 0, 0)]
+LARGE = [(*kernel[:7], 1) for kernel in (MERGE_128, *MERGE_DECODE[1::2], *DEFAULT, *PAGED, *ATTENTION[-2:]) if kernel[0] in (MATRIX, MERGE)]
 
 
 @pytest.fixture(scope="session")
@@ -107,14 +108,23 @@ def test_every_width_and_codebook_compiles(program, tmp_path, codebook):
     assert len(cubins) == len(kernels)
 
 
-def test_a_decode_step_keeps_everything_in_registers(program, tmp_path):
-    kernels = [MERGE_DECODE[1], MERGE_DECODE[3], MERGE_DECODE[7], (MATRIX, 64, 4, 4, LLOYD, 0, 1), (MATRIX, 128, 4, 4, LLOYD, 0, 1)]
+@pytest.mark.parametrize("capability", [80, 90])
+def test_large_blocks_compile(program, tmp_path, capability):
+    code, words, cubins = compiled(program, tmp_path, capability, LARGE)
+    assert code == 0, words
+    assert len(cubins) == len(LARGE)
+
+
+@pytest.mark.parametrize("large", [0, 1], ids=["", "large"])
+def test_a_decode_step_keeps_everything_in_registers(program, tmp_path, large):
+    kernels = [MERGE_DECODE[1], MERGE_DECODE[3], MERGE_DECODE[7], *((MATRIX, head_dim, 4, 4, LLOYD, 0, 1) for head_dim in (64, 128, 256)[: 2 + large])]
+    kernels = [(*kernel[:7], large) for kernel in kernels]
     cubins = compiled(program, tmp_path, 90, kernels)[2]
     assert [local_bytes(path.read_bytes()) for path in cubins] == [0] * len(kernels)
 
 
 def test_a_refusal_names_the_kernel_and_has_the_compilers_words(program, tmp_path):
-    code, words, _ = compiled(program, tmp_path, 999, [(SIMD, 2, 4, 4, LLOYD, 0, 0)])
+    code, words, _ = compiled(program, tmp_path, 999, [(SIMD, 2, 4, 4, LLOYD, 0, 0, 0)])
     assert code == 1 and "int4kv: the CUDA kernel attend_simd_2 (K 4, V 4, lloyd) cannot be compiled for sm_999: NVRTC_ERROR_INVALID_OPTION" in words
 
 

@@ -27,16 +27,26 @@ bool writes_promised_bits(const Kernel& kernel) {
   return kernel.entry == Entry::kQuantize || kernel.entry == Entry::kDequantize;
 }
 
+// What a large block is compiled for.
+std::vector<std::string> large_options(const Kernel& kernel, int capability) {
+  const std::string simdgroups = std::to_string(kernel.simdgroups()) + "u";
+  if (kernel.entry == Entry::kMerge) return {"-DINT4KV_MERGE_SIMDGROUPS=" + simdgroups};
+  return {"-DINT4KV_SIMDGROUPS=" + simdgroups, "-DINT4KV_SHARED_BYTES=" + std::to_string(large_shared_bytes(capability))};
+}
+
 std::vector<std::string> options_of(const Kernel& kernel, int capability) {
   std::string constants;
   for (const uint32_t constant : {kernel.k_bits, kernel.v_bits, kernel.codebook, kernel.paged, kernel.decode}) constants += std::to_string(constant) + ",";
-  return {
+  std::vector<std::string> options = {
       "-std=c++17",
       "-default-device",
       "-arch=sm_" + std::to_string(capability),
       "-DINT4KV_WANTS_" + kernel.name() + "=,",
       "-DINT4KV_FUNCTION_CONSTANTS=" + constants,
       writes_promised_bits(kernel) ? "-fmad=false" : "-fmad=true"};
+  if (!kernel.large) return options;
+  for (std::string& option : large_options(kernel, capability)) options.push_back(std::move(option));
+  return options;
 }
 
 std::string joined(const std::vector<std::string>& options) {
@@ -74,6 +84,11 @@ std::string run_nvrtc(const Kernel& kernel, int capability, const std::vector<st
 }
 
 } // namespace
+
+int large_shared_bytes(int capability) {
+  const bool has_227_kib = capability >= 90 && capability < 120, has_163_kib = capability == 80 || capability == 87;
+  return has_227_kib ? 227 * 1024 : has_163_kib ? 163 * 1024 : 0;
+}
 
 std::string compile(const Kernel& kernel, int capability) {
   TORCH_CHECK(

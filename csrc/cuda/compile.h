@@ -6,6 +6,9 @@
 
 namespace int4kv {
 
+// Of a block with a multiprocessor to itself, in bytes; 0 where that is too little for the large blocks of attend_matrix.
+int large_shared_bytes(int capability);
+
 // The cubin, from disk_cache.h if it was made before. capability: 90 for 9.0. Raises RuntimeError with the compiler's words. Safe from any thread.
 std::string compile(const Kernel& kernel, int capability);
 

@@ -26,6 +26,8 @@ Driver load_driver() {
   Driver driver;
   find(library, "cuCtxGetCurrent", driver.context_get_current);
   find(library, "cuGetErrorString", driver.error_string);
+  find(library, "cuFuncGetAttribute", driver.function_attribute);
+  find(library, "cuFuncSetAttribute", driver.set_function_attribute);
   find(library, "cuLaunchKernelEx", driver.launch);
   find(library, "cuModuleGetFunction", driver.module_function);
   find(library, "cuModuleLoadData", driver.load_module);

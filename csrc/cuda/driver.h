@@ -9,6 +9,8 @@ namespace int4kv {
 struct Driver {
   decltype(&cuCtxGetCurrent) context_get_current;
   decltype(&cuGetErrorString) error_string;
+  decltype(&cuFuncGetAttribute) function_attribute;
+  decltype(&cuFuncSetAttribute) set_function_attribute;
   decltype(&cuLaunchKernelEx) launch;
   decltype(&cuModuleGetFunction) module_function;
   decltype(&cuModuleLoadData) load_module;

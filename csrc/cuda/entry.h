@@ -2,7 +2,15 @@
 #ifndef INT4KV_CUDA_ENTRY_H
 #define INT4KV_CUDA_ENTRY_H
 
+#include "../metal/parameters.h"
+
 #define INT4KV_THREADGROUP(type, name, count) __shared__ alignas(128) type name[count]
+// In a large block, all that a block may have: metal.h says how it is launched.
+#if INT4KV_SIMDGROUPS > 4
+#define INT4KV_SCRATCH(type, name, count) extern __shared__ __attribute__((aligned(128))) type name[]
+#else
+#define INT4KV_SCRATCH(type, name, count) INT4KV_THREADGROUP(type, name, count)
+#endif
 #define INT4KV_SELDOM __noinline__  // its code stays out of the loop, and of the way of the instruction cache
 #define INT4KV_FUNCTION_CONSTANT(name, index) constexpr uint name = function_constants[index]
 
@@ -19,16 +27,20 @@
     run(__VA_ARGS__, buffers, p, buffers.order);                                                                      \
   }
 
-// Blocks that a multiprocessor holds at once: with 16 simdgroups a lane has 128 registers, with merge's 32 it has 64. Of head_dim 256
-// attend_matrix's sums alone are 64.
-#define INT4KV_BLOCKS(simdgroups) ((simdgroups) > INT4KV_SIMDGROUPS ? 32 : 16) / (simdgroups)
+// Blocks that a multiprocessor holds at once: a large one alone; with 16 simdgroups a lane has 128 registers, with merge's 32 it has 64.
+// Of head_dim 256 attend_matrix's sums alone are 64.
+#if INT4KV_SIMDGROUPS > 4
+#define INT4KV_BLOCKS(simdgroups) 1
+#else
+#define INT4KV_BLOCKS(simdgroups) (simdgroups) > 8 ? 1 : ((simdgroups) > INT4KV_SIMDGROUPS ? 32 : 16) / (simdgroups)
 #define INT4KV_BLOCKS_attend_matrix_256 , 3
+#endif
 
 inline void ask_for(const void* at) {
   asm volatile("prefetch.global.L2 [%0];" : : "l"(at));
 }
 
-constexpr uint kMergeTogether = 4;
+constexpr uint kMergeTogether = INT4KV_MERGE_SIMDGROUPS > 8 ? 8 : 4;
 
 // x in registers, not computed again where it is used.
 template <typename T>

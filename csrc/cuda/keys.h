@@ -37,19 +37,17 @@ inline void read_key(const Tiles<D, B>& tiles, uint b, Place at, PlaneWords<D / 
 template <int D, int B>
 inline void score_codes(const Tiles<D, B>& tiles, Coding coding, const Queries<D>& queries, Place at, float* score) {
   PlaneWords<D / 32> words[B];
+  const int start[4] = {0, 0, -queries.offset, -queries.offset};
   int s[B][4];
 #pragma unroll
-  for (int b = 0; b < B; b++) {
-    read_key<D, B>(tiles, uint(b), at, words[b]);
-    s[b][0] = s[b][1] = 0, s[b][2] = s[b][3] = -queries.offset;
-  }
+  for (int b = 0; b < B; b++) read_key<D, B>(tiles, uint(b), at, words[b]);
 #pragma unroll
   for (uint w = 0; w < D / 32; w++) {
     uint4 query = queries.bytes[32 * w + at.lane];
 #pragma unroll
     for (int b = 0; b < B; b++) {
       CodeWord code = code_word<D / 32>(words[b], coding.bits, at.quarter * (D / 32), w);
-      multiply_keys(s[b], query, level_bytes(code, coding, 0), level_bytes(code, coding, 1));
+      multiply_keys(s[b], query, level_bytes(code, coding, 0), level_bytes(code, coding, 1), w == 0 ? start : s[b]);
     }
   }
 #pragma unroll

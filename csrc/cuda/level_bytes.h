@@ -71,12 +71,14 @@ inline uint mirrored(uint codes) {
 constexpr uint kByteTops = 0x80808080u;
 
 // Of the four lowest nibbles of a word's planes and of the mirrored ones. The magnitude of a code below the middle is that of the
-// mirrored code above it, and one table serves both.
-inline uint lloyd_bytes(uint low, uint mirror, uint high, uint bits) {
+// mirrored code above it, and one table serves both. `multiplies`: by two multiply-adds instead of one addition, for code that keeps the
+// units of additions, logic and look-ups busy besides.
+inline uint lloyd_bytes(uint low, uint mirror, uint high, uint bits, bool multiplies) {
   if (bits == 3) return permute(held(0x80808080u - four_magnitudes(3, 3, -1)), kByteTops + four_magnitudes(3, 0, 1), low);
   if (bits == 4) {
-    uint upper = multiply_add(look_up<4, 7, -1>(mirror), held(1u), kByteTops);
-    return multiply_add(look_up<4, 7, -1>(low), held(~0u), upper);
+    uint above = look_up<4, 7, -1>(mirror), below = look_up<4, 7, -1>(low);
+    if (!multiplies) return kByteTops + above - below;
+    return multiply_add(below, held(~0u), multiply_add(above, held(1u), kByteTops));
   }
   uint upper = permute(0xff00u, 0, high);  // 255 where the high plane has a 1
   uint above = look_up<5, 0, 1>(low) | look_up<5, 15, -1>(mirror);
@@ -88,7 +90,7 @@ inline uint lloyd_bytes(uint low, uint mirror, uint high, uint bits) {
 inline uint level_bytes(CodeWord code, Coding coding, uint i) {
   if (is_table(coding)) {
     uint low = code.low >> (16 * i);
-    return lloyd_bytes(low, mirrored(low), code.high >> (16 * i), coding.bits);
+    return lloyd_bytes(low, mirrored(low), code.high >> (16 * i), coding.bits, false);
   }
   constexpr uint nibbles = 0x0f0f0f0fu;
   if (i == 0) return (code.low & nibbles) | ((code.high & nibbles) << 4);

@@ -6,9 +6,10 @@
 //   options     -std=c++17 -arch=sm_XX (80 or newer) -default-device
 //               -DINT4KV_WANTS_attend_matrix_128=, (the kernel's name, and a comma: the others are left out)
 //               -DINT4KV_FUNCTION_CONSTANTS=k_bits,v_bits,codebook,paged,decode (numbers; 0 where a kernel has none)
+//               -DINT4KV_SIMDGROUPS=16u -DINT4KV_SHARED_BYTES=232448 for large blocks of attend_matrix; -DINT4KV_MERGE_SIMDGROUPS=16u for those of merge
 //               -fmad=false for quantize and dequantize, whose bits csrc/format.h promises; -fmad=true otherwise; no fast math
 //   function    of the kernel's name, unmangled
-//   launch      grid: the threadgroups; block: 32 * simdgroups threads; no dynamic shared memory
+//   launch      grid: the threadgroups; block: 32 * simdgroups threads; dynamic shared memory: none, of a large attend_matrix all there is
 //   arguments   two, by value: the pointers of [[buffer(0)]] .. [[buffer(N - 1)]] as one array (null: not there), and the struct of
 //               [[buffer(N)]]
 #ifndef INT4KV_CUDA_METAL_H

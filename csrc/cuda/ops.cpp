@@ -5,6 +5,7 @@
 #include <array>
 
 #include "../gpu/backend.h"
+#include "compile.h"
 #include "pipelines.h"
 
 namespace int4kv {
@@ -29,6 +30,7 @@ void launch(const Pipeline& pipeline, const Dispatch& dispatch, CUstream stream)
   CUlaunchConfig config{};
   config.gridDimX = grid.x, config.gridDimY = grid.y, config.gridDimZ = grid.z;
   config.blockDimX = dispatch.kernel.simdgroups() * INT4KV_SIMD, config.blockDimY = config.blockDimZ = 1;
+  config.sharedMemBytes = static_cast<unsigned>(pipeline.shared_bytes);
   config.hStream = stream;
   config.attrs = &overlaps;
   config.numAttrs = pipeline.overlaps ? 1 : 0;
@@ -39,7 +41,23 @@ void launch(const Pipeline& pipeline, const Dispatch& dispatch, CUstream stream)
 } // namespace
 
 // attend_matrix is the faster one from two query rows on, on an H100.
-const PlanLimits kPlanLimits = {2, 128, 1};
+const int64_t kMatrixRows = 2;
+
+// Measured on an H200, one sequence of 128 to 131072 tokens.
+Int4kvSplitting splitting_of(const Kernel& kernel) {
+  if (!kernel.large) return {255, 128, 128, 1};
+  constexpr int kTile = 32;
+  return {256, 64, static_cast<int>(kernel.simdgroups()) * kTile, 1};
+}
+
+bool has_large(const Kernel& kernel, const at::Tensor& on) {
+  if (kernel.entry != Entry::kAttendMatrix) return kernel.entry == Entry::kMerge;
+  return large_shared_bytes(Pipelines::of(on.device().index()).capability()) > 0;
+}
+
+bool is_large_merge(int64_t splits) {
+  return splits > 24;
+}
 
 int64_t resident_threadgroups(const Kernel& kernel, const at::Tensor& on) {
   return Pipelines::of(on.device().index()).find(kernel).resident;

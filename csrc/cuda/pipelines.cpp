@@ -22,6 +22,17 @@ int capability_of(c10::DeviceIndex device) {
   return 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) + attribute(cudaDevAttrComputeCapabilityMinor, device);
 }
 
+// All shared memory that a block may have and the kernel has not declared.
+int claim_shared(const Pipeline& pipeline, int capability) {
+  const Driver& driver = Driver::shared();
+  int declared = 0;
+  driver.check(driver.function_attribute(&declared, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, pipeline.function), "sizing", pipeline.name.c_str());
+  const int left = (large_shared_bytes(capability) - declared) / 128 * 128;
+  driver.check(
+      driver.set_function_attribute(pipeline.function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, left), "sizing", pipeline.name.c_str());
+  return left;
+}
+
 // A module cannot be loaded while a graph is being captured.
 void check_not_capturing(const Kernel& kernel) {
   TORCH_CHECK(
@@ -52,12 +63,14 @@ Pipelines& Pipelines::of(c10::DeviceIndex device) {
 
 const Pipeline& Pipelines::load(const Kernel& kernel, const std::string& cubin) {
   const Driver& driver = Driver::shared();
-  Pipeline made{kernel, kernel.name(), nullptr, 0, capability_ >= 90};
+  Pipeline made{kernel, kernel.name(), nullptr, 0, 0, capability_ >= 90};
   const std::string described = kernel.describe();
   CUmodule module;
   driver.check(driver.load_module(&module, cubin.data()), "loading", described.c_str());
   driver.check(driver.module_function(&made.function, module, made.name.c_str()), "finding", described.c_str());
-  driver.check(driver.resident_blocks(&made.resident, made.function, kernel.simdgroups() * INT4KV_SIMD, 0), "sizing", described.c_str());
+  if (kernel.large && kernel.entry == Entry::kAttendMatrix) made.shared_bytes = claim_shared(made, capability_);
+  driver.check(
+      driver.resident_blocks(&made.resident, made.function, kernel.simdgroups() * INT4KV_SIMD, made.shared_bytes), "sizing", described.c_str());
   made.resident *= multiprocessors_;
   return made_[kernel.key()] = made;
 }

@@ -26,6 +26,7 @@ struct Pipeline {
   Kernel kernel;
   std::string name;
   CUfunction function;
+  int shared_bytes;  // beside what the kernel declares
   int resident;   // blocks of its threads that the whole device holds at once
   bool overlaps;  // may be launched while the kernel before it runs: entry.h waits for that one
 };
@@ -34,6 +35,10 @@ class Pipelines {
  public:
   // Of one device; never destroyed: CUDA may be gone before static destructors run.
   static Pipelines& of(c10::DeviceIndex device);
+
+  int capability() const {
+    return capability_;
+  }
 
   // Raises RuntimeError with the compiler's words. Safe from any thread; the pipeline stays where it is.
   const Pipeline& find(const Kernel& kernel);

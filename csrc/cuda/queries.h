@@ -7,21 +7,29 @@
 
 constant constexpr int kLaneColumns = 1;
 constant constexpr int kTokensPerBlock = 2;
+constant constexpr bool kPlainFirst = true;  // while the first tiles are on their way
 
 struct Place {
   uint lane, column_, quarter;
+  bool together;  // whether the lane's tokens of a tile lie together, and so do their scales: else two of each block
 
   uint column(int) const {
     return column_;
   }
-  // The tile's token that score i of the lane's belongs to.
-  int token(int, int i) const {
-    return 8 * (i / 2) + 2 * int(quarter) + i % 2;
+  // The token of a tile of so many blocks that score i of the lane's belongs to.
+  int token(int blocks, int i) const {
+    return together ? 2 * blocks * int(quarter) + i : 8 * (i / 2) + 2 * int(quarter) + i % 2;
   }
 };
 
+// Rows of a line of memory, 128 bytes, are copied at once to the ring: those of 32 bytes stay together there.
+constexpr bool has_tokens_together(int head_dim) {
+  return head_dim >= 128;
+}
+
+template <int D>
 inline Place place_of(uint lane) {
-  return {lane, lane / 4, lane % 4};
+  return {lane, lane / 4, lane % 4, has_tokens_together(D)};
 }
 
 inline float column_max(float x) {
@@ -39,11 +47,12 @@ inline RowLayout row_layout() {
   return {D + 12, D};
 }
 
-// A block's scores of 8 tokens, high and low bytes of the query apart.
-inline void multiply_keys(int (&s)[4], uint4 query, uint first, uint second) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(s[0]), "+r"(s[1]), "+r"(s[2]), "+r"(s[3])
-      : "r"(query.x), "r"(query.y), "r"(query.z), "r"(query.w), "r"(first), "r"(second));
+// A block's scores of 8 tokens, high and low bytes of the query apart: s = these, more than `before`.
+inline void multiply_keys(int (&s)[4], uint4 query, uint first, uint second, const int* before) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+      : "=r"(s[0]), "=r"(s[1]), "=r"(s[2]), "=r"(s[3])
+      : "r"(query.x), "r"(query.y), "r"(query.z), "r"(query.w), "r"(first), "r"(second), "r"(before[0]), "r"(before[1]), "r"(before[2]),
+        "r"(before[3]));
 }
 
 // Q in threadgroup memory: of lane l, bytes[32 w + l] has those of word w of its quarter of its column, as mma wants them: high and
@@ -58,6 +67,7 @@ struct Queries {
 
 constant constexpr float kLargestQuery = 32512.0f;  // 127 * 256
 constant constexpr float kLeastQuery = 1e-30f;      // a column of smaller numbers is one of zeros
+constant constexpr float kRounding = 12582912.0f + 128.0f;  // 1.5 * 2^23: a sum with it has an integer in its lowest bits
 
 // The larger magnitude, NaN if one is NaN.
 inline float larger(float a, float b) {
@@ -66,11 +76,10 @@ inline float larger(float a, float b) {
   return found;
 }
 
-// Four channels in units of 1 / inverse, as 128 + the number, rounded: a sum with 1.5 * 2^23 has it in its lowest bits.
+// Four channels in units of 1 / inverse, as 128 + the number, rounded.
 inline uint4 rounded(float4 x, float inverse) {
-  constexpr float shift = 12582912.0f + 128.0f;
   uint4 found;
-  for (int i = 0; i < 4; i++) found[i] = as_type<uint>(fma(x[i], inverse, shift));
+  for (int i = 0; i < 4; i++) found[i] = as_type<uint>(fma(x[i], inverse, kRounding));
   return found;
 }
 
@@ -87,33 +96,37 @@ inline uint2 word_bytes(uint4 low, uint4 high, uint byte, Coding coding) {
   return {permute(first, second, 0x5140), permute(first, second, 0x7362)};
 }
 
-// The queries of the lane's column as high and low bytes. The low ones are of 128 + the number, less 128.
+// Row n as high and low bytes, by the simdgroup that wrote it, a word a lane; what a step of it is worth, and what K's offset makes of it.
+// The low bytes are of 128 + the number, less 128.
 template <int D>
-inline Queries<D> lay_out_queries(const threadgroup float* rows, threadgroup float* scratch, uint simdgroup, Place at) {
+inline void lay_out_row(threadgroup float* row, threadgroup uint4* bytes, uint n, uint lane) {
   const Coding coding = {k_bits, codebook, 0.0f};
-  const threadgroup float4* column = (const threadgroup float4*)(rows + row_index(row_layout<D>(), at.column_, 0));
-  threadgroup uint4* bytes = (threadgroup uint4*)scratch;
+  const uint word = min(lane, uint(D / 8 - 1)), channel = channel_of(word, 0, 0), at = 32 * (word % (D / 32)) + 4 * n + word / (D / 32);
+  float4 low = *(const threadgroup float4*)(row + channel), high = *(const threadgroup float4*)(row + channel + INT4KV_UNIT / 2);
   float largest = 0.0f;
-#pragma unroll
-  for (uint i = 0; i < D / 16; i++) {
-    float4 x = column[4 * i + at.quarter];
-    largest = larger(larger(larger(larger(largest, x.x), x.y), x.z), x.w);
+  for (int i = 0; i < 4; i++) largest = larger(larger(largest, low[i]), high[i]);
+  for (ushort apart = 1; apart < INT4KV_SIMD; apart *= 2) largest = larger(largest, simd_shuffle_xor(largest, apart));
+  const float inverse = largest < kLeastQuery ? 0.0f : kLargestQuery * fast::reciprocal(largest);
+  uint4 a = rounded(low, inverse), b = rounded(high, inverse);
+  const uint2 above = word_bytes(a, b, 1, coding), below = word_bytes(a, b, 0, coding);
+  int sum = 0;
+  for (int i = 0; i < 4; i++) sum += int(a[i] + b[i] - 2 * as_type<uint>(kRounding));
+  if (lane < D / 8) bytes[at] = {above.x, below.x ^ kByteTops, above.y, below.y ^ kByteTops};
+  sum = simd_sum(lane < D / 8 ? sum : 0);
+  if (lane == 0) {
+    row[D] = fma(largest, 1.0f / kLargestQuery, largest * 0.0f);  // NaN if there is one or an infinity
+    row[D + 1] = as_type<float>(sum * twice_offset(coding) / 2);
   }
-  largest = larger(largest, simd_shuffle_xor(largest, ushort(1)));
-  largest = larger(largest, simd_shuffle_xor(largest, ushort(2)));
-  float inverse = largest < kLeastQuery ? 0.0f : kLargestQuery * fast::reciprocal(largest);
-  for (uint w = simdgroup; w < D / 32; w += INT4KV_SIMDGROUPS) {
-    uint channel = channel_of(at.quarter * (D / 32) + w, 0, 0);
-    uint4 low = rounded(column[channel / 4], inverse), high = rounded(column[channel / 4 + 4], inverse);
-    uint2 above = word_bytes(low, high, 1, coding), below = word_bytes(low, high, 0, coding);
-    bytes[32 * w + at.lane] = {above.x, below.x ^ kByteTops, above.y, below.y ^ kByteTops};
-  }
+}
+
+template <int D>
+inline Queries<D> lay_out_queries(threadgroup float* rows, threadgroup float* scratch, uint simdgroup, Place at) {
+  threadgroup uint4* bytes = (threadgroup uint4*)scratch;
+  __syncwarp();
+  for (uint n = simdgroup; n < INT4KV_COLUMNS; n += INT4KV_SIMDGROUPS) lay_out_row<D>(rows + n * row_layout<D>().stride, bytes, n, at.lane);
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  int sum[4] = {};
-#pragma unroll
-  for (uint w = 0; w < D / 32; w++) multiply_keys(sum, bytes[32 * w + at.lane], 0x01010101u, 0x01010101u);
-  float unit = fma(largest, 1.0f / kLargestQuery, largest * 0.0f);  // NaN if there is one or an infinity
-  return {bytes, rows, unit, (256 * sum[0] + sum[2]) * twice_offset(coding) / 2};
+  const threadgroup float* own = rows + at.column_ * row_layout<D>().stride + D;
+  return {bytes, rows, own[0], as_type<int>(own[1])};
 }
 
 #endif

@@ -29,19 +29,31 @@ inline uint ring_offset(uint bytes, uint lane, uint fixed) {
   return is_permuted(bytes) ? (lane ^ (permuted(bytes, fixed) & 0x7f)) + (fixed & ~0x7fu) : lane + fixed;
 }
 
+// The row of the ring for a token of a tile of B blocks: where Place puts it. At most another order of the number's bits.
+template <int D, int B>
+constexpr uint ring_row(uint token) {
+  return has_tokens_together(D) ? token % (2 * B) / 2 * 8 + token / (2 * B) * 2 + token % 2 : token;
+}
+
 // Computed once, not again where it is used.
 inline uint in_register(uint x) {
   asm("" : "+r"(x));
   return x;
 }
 
+constexpr bool is_large = INT4KV_SIMDGROUPS > 4;
+
 // Blocks of 8 tokens of a tile. Of head_dim 64 twice as many are a tenth faster for 16 sequences of 131072 keys, and slower for one of 1024.
 constexpr int tile_blocks(int head_dim) {
-  return head_dim < 256 ? 4 : 2;
+  return head_dim < 256 || is_large ? 4 : 2;
 }
 
-constexpr uint kSharedBytes = 48 * 1024;
-constexpr uint kMostStages = 4;
+#ifndef INT4KV_SHARED_BYTES
+#define INT4KV_SHARED_BYTES (48 * 1024)
+#endif
+
+constexpr uint kSharedBytes = INT4KV_SHARED_BYTES;
+constexpr uint kMostStages = is_large ? 2 : 4;  // more of 16 simdgroups keep them waiting for room to ask in
 
 // Where the parts of a simdgroup's ring begin, in bytes.
 template <int D, int B>
@@ -51,11 +63,11 @@ struct Ring {
   static constexpr uint scales = 8 * B * sizeof(half);
   static constexpr uint stage = keys + values + 2 * scales;
   static constexpr uint joined = INT4KV_COLUMNS * (D + 4) * sizeof(float);  // what join_simdgroups needs of the same memory
-  static constexpr uint others = INT4KV_COLUMNS * (D + 12) * sizeof(float) + 16 * D + 512;
-  static constexpr uint room = (kSharedBytes - others) / INT4KV_SIMDGROUPS / stage;
+  static constexpr uint others = INT4KV_COLUMNS * (D + 12 + 2 * INT4KV_SIMDGROUPS) * sizeof(float) + 16 * D + 512;
+  static constexpr uint room = (kSharedBytes - others) / INT4KV_SIMDGROUPS / 128 * 128 / stage;
   static constexpr uint stages = room < kMostStages ? room : kMostStages;
   static constexpr uint bytes = ((stages * stage > joined ? stages * stage : joined) + 127) / 128 * 128;
-  static_assert(stages > 0, "a tile of each simdgroup fits shared memory");
+  static_assert(stages > 0 && others + INT4KV_SIMDGROUPS * bytes <= kSharedBytes, "a tile of each simdgroup fits shared memory");
 };
 
 // Threadgroup memory, in floats: Q, and a ring for each simdgroup.
@@ -94,13 +106,21 @@ constexpr uint piece_bytes(int head_dim, uint bits) {
   return row_bytes(head_dim, bits) % 16 == 0 ? 16 : 8;
 }
 
+// Where piece n of a tile lies, before it is permuted.
+template <int D, int B, uint bits>
+constexpr uint place_of_piece(uint n) {
+  constexpr uint per_row = row_bytes(D, bits) / piece_bytes(D, bits);
+  return ring_row<D, B>(n / per_row) * ring_stride(row_bytes(D, bits)) + n % per_row * piece_bytes(D, bits);
+}
+
 // A tile's rows that lie together, `from` being the lane's first piece.
 template <int D, int B, uint bits>
 inline void copy_rows(const uchar* from, Place at, uint to, uint lane_offset) {
   constexpr uint row = row_bytes(D, bits), piece = piece_bytes(D, bits), pieces = 8 * B * row / piece;
 #pragma unroll
   for (uint i = 0; i < pieces; i += INT4KV_SIMD) {
-    uint n = i + at.lane, offset = is_permuted(row) ? ring_offset(row, lane_offset, i * piece) : n * piece / row * ring_stride(row) + n * piece % row;
+    uint n = i + at.lane, offset = place_of_piece<D, B, bits>(n);
+    if (is_permuted(row)) offset = ring_offset(row, lane_offset, place_of_piece<D, B, bits>(i));
     if (pieces % INT4KV_SIMD == 0 || n < pieces) copy_piece<piece>(to + offset, from + i * piece);
   }
 }
@@ -112,7 +132,7 @@ __noinline__ void copy_scattered_rows(Source source, int tile, int last, uint la
 #pragma unroll 1
   for (uint n = lane; n < 8 * B * per_row; n += INT4KV_SIMD) {
     const uchar* from = source.row(min(tile + int(n / per_row), last - 1)) + n % per_row * piece;
-    copy_piece<piece>(to + permuted(row, n / per_row * ring_stride(row) + n % per_row * piece), from);
+    copy_piece<piece>(to + permuted(row, place_of_piece<D, B, bits>(n)), from);
   }
 }
 
@@ -124,37 +144,37 @@ __noinline__ void copy_scattered_scales(Source source, int tile, int last, uint 
   }
 }
 
-// Tokens up to `end` lie together in memory: the places that token 0 would have, of the lane's pieces.
+// Tiles up to the one that begins at `until` lie together in memory: the places that token 0 would have, of the lane's pieces.
 struct Run {
   const uchar *k, *v;
   const half* scales;
-  int end;
+  int until;
 };
 
-// The run that a tile begins; none when it does not lie together itself.
+// The run that a tile begins, of tiles before `last`; none when it does not lie together itself.
 template <int D, int B>
-inline Run find_run(const Source& k, const Source& v, int tile, Place at) {
+inline Run find_run(const Source& k, const Source& v, int tile, int last, Place at) {
   constexpr uint pieces = Ring<D, B>::scales / 16;
-  if (!k.is_together(tile, 8 * B) || !v.is_together(tile, 8 * B)) return {nullptr, nullptr, nullptr, tile};
+  if (!k.is_together(tile, 8 * B) || !v.is_together(tile, 8 * B)) return {nullptr, nullptr, nullptr, tile - 1};
   constexpr uint k_row = row_bytes(D, k_bits), v_row = row_bytes(D, v_bits);
   Run run;
   run.k = k.aligned_row(tile, k_row) - long(tile) * k_row + at.lane * piece_bytes(D, k_bits);
   run.v = v.aligned_row(tile, v_row) - long(tile) * v_row + at.lane * piece_bytes(D, v_bits);
   run.scales = (at.lane < pieces ? k.aligned_scale(tile) : v.aligned_scale(tile) - 8 * pieces) + 8 * at.lane - tile;
-  run.end = tile + int(min(k.capacity - k.slot(tile), v.capacity - v.slot(tile)));
+  run.until = min(tile + int(min(k.capacity - k.slot(tile), v.capacity - v.slot(tile))) - 8 * B, last - 1);
   return run;
 }
 
 template <int D, int B>
-__noinline__ Run find_next_run(Source k, Source v, int tile, Place at) {
-  return find_run<D, B>(k, v, tile, at);
+__noinline__ Run find_next_run(Source k, Source v, int tile, int last, Place at) {
+  return find_run<D, B>(k, v, tile, last, at);
 }
 
 // The ring of a simdgroup, at the stage of the tile at hand, and the lane's place in its parts.
 template <int D, int B>
 struct Tiles {
   const threadgroup uchar* stage;
-  uint number, copied, key, value;
+  uint number, copied_key, copied_value, key, value;
   Run run;
 
   const threadgroup uchar* values() const {
@@ -169,42 +189,53 @@ struct Tiles {
 template <int D, int B>
 inline void request_tile(Tiles<D, B>& tiles, const threadgroup uchar* stage, const Source& k, const Source& v, int tile, int last, Place at) {
   uint to = shared_address(stage), values = to + Ring<D, B>::keys, scales = values + Ring<D, B>::values;
-  if (tile < last) {
-    if (tile + 8 * B > tiles.run.end) tiles.run = find_next_run<D, B>(k, v, tile, at);
-    if (tile + 8 * B <= tiles.run.end) {
-      copy_rows<D, B, k_bits>(tiles.run.k + long(tile) * row_bytes(D, k_bits), at, to, tiles.copied);
-      copy_rows<D, B, v_bits>(tiles.run.v + long(tile) * row_bytes(D, v_bits), at, values, tiles.copied);
-      if (at.lane < Ring<D, B>::scales / 8) copy_piece<16>(scales + 16 * at.lane, (const uchar*)(tiles.run.scales + tile));
-    } else {
-      copy_scattered_rows<D, B, k_bits>(k, tile, last, at.lane, to);
-      copy_scattered_rows<D, B, v_bits>(v, tile, last, at.lane, values);
-      copy_scattered_scales<B>(k, tile, last, at.lane, scales);
-      copy_scattered_scales<B>(v, tile, last, at.lane, scales + Ring<D, B>::scales);
-    }
+  if (tile > tiles.run.until && tile < last) tiles.run = find_next_run<D, B>(k, v, tile, last, at);
+  if (tile <= tiles.run.until) {
+    copy_rows<D, B, k_bits>(tiles.run.k + long(tile) * row_bytes(D, k_bits), at, to, tiles.copied_key);
+    copy_rows<D, B, v_bits>(tiles.run.v + long(tile) * row_bytes(D, v_bits), at, values, tiles.copied_value);
+    if (at.lane < Ring<D, B>::scales / 8) copy_piece<16>(scales + 16 * at.lane, (const uchar*)(tiles.run.scales + tile));
+  } else if (tile < last) {
+    copy_scattered_rows<D, B, k_bits>(k, tile, last, at.lane, to);
+    copy_scattered_rows<D, B, v_bits>(v, tile, last, at.lane, values);
+    copy_scattered_scales<B>(k, tile, last, at.lane, scales);
+    copy_scattered_scales<B>(v, tile, last, at.lane, scales + Ring<D, B>::scales);
   }
   end_group();
 }
 
-// Asks for the first tiles of a pass, `stride` tokens apart.
+// Those of a pass, before any is asked for.
 template <int D, int B>
-inline Tiles<D, B> first_tiles(const Source& k, const Source& v, int first, int last, int stride, Place at, threadgroup float* scratch) {
+inline Tiles<D, B> tiles_of(const Source& k, const Source& v, int first, int last, Place at, threadgroup float* scratch) {
   constexpr uint k_row = row_bytes(D, k_bits), v_row = row_bytes(D, v_bits);
   Tiles<D, B> tiles = {(const threadgroup uchar*)scratch, 0};
-  tiles.copied = in_register(permuted(128, 16 * at.lane));
+  tiles.copied_key = in_register(permuted(k_row, place_of_piece<D, B, k_bits>(at.lane)));
+  tiles.copied_value = k_bits == v_bits ? tiles.copied_key : in_register(permuted(v_row, place_of_piece<D, B, v_bits>(at.lane)));
   tiles.key = in_register(permuted(k_row, at.column_ * ring_stride(k_row) + at.quarter * (D / 8)));
   tiles.value = in_register(permuted(v_row, D == 64 ? (at.lane / 16 * 8 + at.lane % 8) * ring_stride(v_row) + at.lane / 8 % 2 * 16
                                                     : at.lane % 8 * ring_stride(v_row) + at.lane / 8 * 16));
-  if (first < last) tiles.run = find_run<D, B>(k, v, first, at);
+  tiles.run.until = first - 1;
+  if (first < last) tiles.run = find_run<D, B>(k, v, first, last, at);
+  return tiles;
+}
+
+// Asks for the first tile of a pass.
+template <int D, int B>
+inline void first_tile(Tiles<D, B>& tiles, const Source& k, const Source& v, int first, int last, Place at) {
+  request_tile<D, B>(tiles, tiles.stage, k, v, first, last, at);
+}
+
+// Asks for those that come after it, `stride` tokens apart: later, since a warp waits to ask when many have asked.
+template <int D, int B>
+inline void further_tiles(Tiles<D, B>& tiles, const Source& k, const Source& v, int first, int last, int stride, Place at) {
 #pragma unroll 1
-  for (uint s = 0; s < Ring<D, B>::stages; s++) {
+  for (uint s = 1; s < Ring<D, B>::stages; s++) {
     request_tile<D, B>(tiles, tiles.stage + s * Ring<D, B>::stage, k, v, first + int(s) * stride, last, at);
   }
-  return tiles;
 }
 
 // Of a lane's N tokens of a tile, in pairs as they were loaded: taken apart where they are used.
 template <int N>
-struct Scales {
+struct alignas(2 * N) Scales {
   half2 pair[N / 2];
 };
 
@@ -220,17 +251,23 @@ inline void set_scale(Scales<N>& scales, int i, float x) {
   pair = i % 2 ? half2(pair.x, half(x)) : half2(half(x), pair.y);
 }
 
+template <int D, int B>
+inline void read_scales(const threadgroup uchar* of_tile, Place at, Scales<2 * B>& scales) {
+  if (has_tokens_together(D)) {
+    scales = *(const threadgroup Scales<2 * B>*)(of_tile + at.quarter * sizeof scales);
+    return;
+  }
+#pragma unroll
+  for (int b = 0; b < B; b++) scales.pair[b] = *(const threadgroup half2*)(of_tile + 16 * b + 4 * at.quarter);
+}
+
 // Waits for the tile at hand.
 template <int D, int B>
 inline void open_tile(
     Tiles<D, B>& tiles, const Source&, const Source&, int, int, Place at, Scales<2 * B>& k_scale, Scales<2 * B>& v_scale) {
   await_groups<Ring<D, B>::stages - 1>();
-  const half2* from = (const half2*)tiles.scales() + at.quarter;
-#pragma unroll
-  for (int b = 0; b < B; b++) {
-    k_scale.pair[b] = from[4 * b];
-    v_scale.pair[b] = from[4 * B + 4 * b];
-  }
+  read_scales<D, B>(tiles.scales(), at, k_scale);
+  read_scales<D, B>(tiles.scales() + Ring<D, B>::scales, at, v_scale);
 }
 
 template <int D, int B>

@@ -85,15 +85,18 @@ inline void join_simdgroups(
 
 // Row n of what all simdgroups left.
 template <int D, int B>
-inline void joined_row(
-    const Statistics& found, uint n, float maximum, uint lane, const threadgroup float* scratch, const threadgroup float*, float* x) {
+inline Joined joined_row(const Statistics& found, uint n, uint lane, const threadgroup float* scratch, const threadgroup float*) {
+  const uint part = min(lane, INT4KV_SIMDGROUPS - 1) * INT4KV_COLUMNS + n;
+  float weight;
+  Joined joined = joined_statistics(found.maxima[part], lane < INT4KV_SIMDGROUPS ? found.sums[part] : 0.0f, weight);
 #pragma unroll
   for (uint s = 0; s < INT4KV_SIMDGROUPS; s++) {
-    float weight = fast::exp2(found.maxima[s * INT4KV_COLUMNS + n] - maximum);
+    float of_part = simd_shuffle(weight, ushort(s));
     const threadgroup float* from = scratch_of<D, B>(scratch, s) + n * joined_stride(D) + lane;
 #pragma unroll
-    for (uint u = 0; u < D / INT4KV_UNIT; u++) x[u] = fma(weight, from[INT4KV_UNIT * u], x[u]);
+    for (uint u = 0; u < D / INT4KV_UNIT; u++) joined.x[u] = fma(of_part, from[INT4KV_UNIT * u], joined.x[u]);
   }
+  return joined;
 }
 
 #endif

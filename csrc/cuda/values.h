@@ -31,8 +31,14 @@ inline uint code_pair(uint x, uint mask) {
 
 template <bool second>
 inline void byte_pairs(uint bytes, thread uint* pair) {
-  pair[0] = (bytes & 0x00ff00ffu) | (second ? kSigns : 0);
-  pair[1] = permute(bytes, second ? kSigns : 0, second ? 0x5351 : 0x4341);
+  if (!second) {
+    pair[0] = bytes & 0x00ff00ffu;
+    pair[1] = permute(bytes, 0, 0x4341);
+    return;
+  }
+  const uint signs = held(kSigns);
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(pair[0]) : "r"(bytes), "r"(0x00ff00ffu), "r"(signs));
+  pair[1] = permute(bytes, signs, 0x5351);
 }
 
 // pair[n]: of nibble n of two tokens.
@@ -44,7 +50,7 @@ inline void value_pairs(CodeWord code, Coding coding, thread uint* pair) {
     for (uint i = 0; i < 2; i++) {
       uint codes = low >> (16 * i), mirror = mirrored(codes);
       if (coding.bits == 3) mirror &= 0x77777777u;
-      byte_pairs<second>(lloyd_bytes(second ? mirror : codes, second ? codes : mirror, (second ? other : high) >> (16 * i), coding.bits), pair + 2 * i);
+      byte_pairs<second>(lloyd_bytes(second ? mirror : codes, second ? codes : mirror, (second ? other : high) >> (16 * i), coding.bits, true), pair + 2 * i);
     }
     return;
   }
@@ -133,11 +139,12 @@ inline void add_codes(
   const half2 inverse = half_pair(sums.inverse, sums.inverse);
   const uint2 beside = twice_beside(coding);
   constexpr uint count = D < 128 ? D / 32 : 4;
+  half2 pairs[B];
+  for (int b = 0; b < B; b++) pairs[b] = weight_pair(weight + 2 * b, scale.pair[b], inverse);
+  for (int s = 0; s < B / 2; s++) multiply_values(sums.offset, beside.x, beside.x, beside.y, beside.y, pairs + 2 * s);
 #pragma unroll
   for (int s = 0; s < B / 2; s++) {
-    half2 weights[2];
-    for (int i = 0; i < 2; i++) weights[i] = weight_pair(weight + 4 * s + 2 * i, scale.pair[2 * s + i], inverse);
-    multiply_values(sums.offset, beside.x, beside.x, beside.y, beside.y, weights);
+    const half2* weights = pairs + 2 * s;
 #pragma unroll
     for (uint unit = 0; unit < D / 32; unit += count) {
       CodeWord codes[2][4];
@@ -156,11 +163,31 @@ inline void add_codes(
   }
 }
 
+// What a number in o stands for while codes are added, of even and odd nibbles, with a unit of 1.
+inline float2 step_of(Coding coding) {
+  constexpr float kSteps = 16777216.0f;  // 2^24
+  return {kSteps, kSteps / float(odd_factor(coding))};
+}
+
+// Codes are to be added: the sums, of unit 1 if there are any, are put into the least unit, which the first tile raises.
+template <int D>
+inline void begin_codes(Coding coding, Sums<D>& sums) {
+  const float2 step = step_of(coding);
+  const float factor[2] = {1.0f / (kLeastUnit * step.x), 1.0f / (kLeastUnit * step.y)};
+#pragma unroll
+  for (int f = 0; f < D / 16; f++) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) sums.o[f][i] *= factor[i / 2];
+  }
+  sums.unit = kLeastUnit;
+  sums.inverse = 1.0f / kLeastUnit;
+}
+
 // All codes have been added: the sums become plain ones, of unit 1.
 template <int D>
 inline void settle(Coding coding, Sums<D>& sums) {
-  constexpr float kSteps = 16777216.0f;  // 2^24
-  const float factor[2] = {sums.unit * kSteps, sums.unit * (kSteps / float(odd_factor(coding)))};
+  const float2 step = step_of(coding);
+  const float factor[2] = {sums.unit * step.x, sums.unit * step.y};
   const float beside[2] = {0.5f, 0.5f * float(odd_factor(coding))};
 #pragma unroll
   for (int f = 0; f < D / 16; f++) {

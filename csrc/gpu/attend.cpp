@@ -69,6 +69,7 @@ void run(Int4kvAttend& p, const Tensors& t, int64_t batch, int64_t queries, int6
   const Kernel constants{
       Entry::kAttendSimd, 0, p.k.bits, p.v.bits, static_cast<uint32_t>(codebook), paged, is_plain_decode(p, queries)};
   const AttendPlan plan = plan_attend(shape, constants, visible, t.q);
+  p.splitting = splitting_of(plan.kernel);
   p.blocks = static_cast<unsigned>(plan.blocks);
   p.splits = static_cast<unsigned>(plan.splits);
   const int64_t rows = t.q.size(0) * t.q.size(1) * t.q.size(2);
@@ -85,7 +86,7 @@ void run(Int4kvAttend& p, const Tensors& t, int64_t batch, int64_t queries, int6
         &t.v_rotation, &t.v_centre, &t.mask, &t.out, &partial, &statistics, &t.block_table, &t.lengths, &t.query_starts, &t.rings,
         &t.recent_starts},
        &p, sizeof p, grid},
-      {{Entry::kMerge, p.head_dim, 0, 0, 0, 0, constants.decode}, {&partial, &statistics, &t.v_rotation, &t.v_centre, &t.out}, &p, sizeof p, merge_grid},
+      {{Entry::kMerge, p.head_dim, 0, 0, 0, 0, constants.decode, is_large_merge(plan.splits)}, {&partial, &statistics, &t.v_rotation, &t.v_centre, &t.out}, &p, sizeof p, merge_grid},
   });
 }
 
@@ -158,8 +159,6 @@ at::Tensor attend_paged(
   p.pages = static_cast<unsigned>(pages);
   p.rings = exact ? static_cast<unsigned>(k_recent->size(0)) : 0;
   p.table_width = static_cast<unsigned>(block_table.size(1));
-  p.min_split = static_cast<unsigned>(kPlanLimits.min_split);
-  p.more_splits = static_cast<unsigned>(kPlanLimits.more_splits);
   run(p, tensors, sequences, std::min(max_queries, q.size(0)), keys, codebook_of(codebook), true);
   return out;
 }

@@ -37,17 +37,20 @@ inline bool is_there(const at::Tensor* x) {
   return x && x->defined() && x->numel() > 0;
 }
 
-// The numbers of plan.h that depend on the GPU.
-struct PlanLimits {
-  int64_t matrix_rows;  // from so many query rows on attend_matrix does less work than attend_simd
-  int64_t min_split;    // below so many tokens a split costs more in its merge than it brings
-  int64_t more_splits;  // beside those: 1 for the exact rows, where these are to have one of their own
-};
-
-extern const PlanLimits kPlanLimits;
+// From so many query rows on attend_matrix does less work than attend_simd.
+extern const int64_t kMatrixRows;
 
 // How many threadgroups of an attention kernel the device of a tensor holds at once.
 int64_t resident_threadgroups(const Kernel& kernel, const at::Tensor& on);
+
+// How far the tokens of a call of an attention kernel are split at most.
+Int4kvSplitting splitting_of(const Kernel& kernel);
+
+// Whether the device of a tensor has the large threadgroups of a kernel, ...
+bool has_large(const Kernel& kernel, const at::Tensor& on);
+
+// ... and a merge of so many splits is better off with them.
+bool is_large_merge(int64_t splits);
 
 // One after the other, on the current stream of the first tensor's device, without waiting. A grid of no threadgroups is left out.
 void encode(std::initializer_list<Dispatch> dispatches);

@@ -7,11 +7,20 @@ std::string Kernel::name() const {
   return entries[uint32_t(entry)] + std::to_string(size);
 }
 
+// A large threadgroup of attend_matrix has a multiprocessor to itself: as many simdgroups as its registers serve, if two tiles of each
+// fit shared memory.
+uint32_t Kernel::simdgroups() const {
+  if (entry < Entry::kAttendSimd) return 1;
+  if (entry == Entry::kMerge) return large ? 2 * INT4KV_MERGE_SIMDGROUPS : INT4KV_MERGE_SIMDGROUPS;
+  return !large ? INT4KV_SIMDGROUPS : size == 256 || k_bits + v_bits > 12 ? 8 : 16;
+}
+
 std::string Kernel::describe() const {
-  if (k_bits == 0) return name() + (paged ? " (paged)" : decode ? " (decode)" : "");
+  const std::string step = std::string(decode ? ", decode" : "") + (large ? ", large" : "");
+  if (k_bits == 0) return name() + (paged ? " (paged)" : step.empty() ? "" : " (" + step.substr(2) + ")");
   const char* codebooks[] = {"uniform", "lloyd", "absmax", "asymmetric"};
   const std::string widths = " (K " + std::to_string(k_bits) + ", V " + std::to_string(v_bits) + ", ";
-  return name() + widths + codebooks[codebook] + (paged ? ", paged" : "") + (decode ? ", decode)" : ")");
+  return name() + widths + codebooks[codebook] + (paged ? ", paged" : "") + step + ")";
 }
 
 } // namespace int4kv

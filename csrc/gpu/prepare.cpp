@@ -7,7 +7,7 @@ namespace int4kv {
 namespace {
 
 // Of any head_dim a multiple of 32; the attention kernels for one width of K and of V and one codebook.
-std::vector<Kernel> kernels_for(at::IntArrayRef head_dims, const Kernel& constants) {
+std::vector<Kernel> kernels_for(at::IntArrayRef head_dims, const Kernel& constants, const at::Tensor& on) {
   const auto attention = [&](Entry entry, uint32_t size, uint32_t decode = 0) {
     return Kernel{entry, size, constants.k_bits, constants.v_bits, constants.codebook, constants.paged, decode};
   };
@@ -24,6 +24,11 @@ std::vector<Kernel> kernels_for(at::IntArrayRef head_dims, const Kernel& constan
       if (matrix) kernels.push_back(attention(Entry::kAttendMatrix, size, decode));
     }
   }
+  for (size_t i = 0, count = kernels.size(); i < count; ++i) {
+    Kernel large = kernels[i];
+    large.large = 1;
+    if (has_large(large, on)) kernels.push_back(large);
+  }
   return kernels;
 }
 
@@ -32,7 +37,7 @@ std::vector<std::string> prepare(
   const Kernel constants{
       Entry::kAttendSimd, 0, static_cast<uint32_t>(k_bits), static_cast<uint32_t>(v_bits), static_cast<uint32_t>(codebook_of(codebook)),
       paged};
-  build(kernels_for(head_dims, constants), example);
+  build(kernels_for(head_dims, constants, example), example);
   return describe_kernels(example);
 }
 

@@ -154,6 +154,19 @@ struct Statistics {
   }
 };
 
+// A row of sums in registers (rows.h), counted from its maximum.
+struct Joined {
+  float maximum, sum, x[kMaxUnits];
+};
+
+// Lane s has the maximum and the sum of part s of a row: what they come to, and in `weight` how much the lane's part counts.
+inline Joined joined_statistics(float maximum, float sum, thread float& weight) {
+  Joined joined = {simd_max(maximum), 0.0f, {}};
+  weight = fast::exp2(maximum - joined.maximum);
+  joined.sum = simd_sum(weight * sum);
+  return joined;
+}
+
 // Where finished rows go, and what they need on the way.
 struct Output {
   const device float* rotation;
@@ -178,19 +191,19 @@ inline void write_output(
   store_row(output.out, p.out, row_offset(p.out, batch, row.head, row.query), units, lane, x);
 }
 
-// One row in registers goes out: as the output when there is one split, else as a partial sum that merge joins.
+// One row goes out: as the output when it is all there is, else as a partial result that merge joins.
 inline void write_row(
-    constant Int4kvAttend& p, thread float* x, float maximum, float sum, uint batch, uint kv_head, QueryRow row, uint split, uint units,
-    uint lane, thread const Output& output) {
+    constant Int4kvAttend& p, thread Joined& joined, uint batch, uint kv_head, QueryRow row, uint split, uint units, uint lane,
+    thread const Output& output) {
   if (p.splits == 1) {
     RowRegisters signs = signs_of(p.v_rotation, output.rotation, units, lane);
-    return write_output(p, x, sum, signs, batch, kv_head, row, units, lane, output);
+    return write_output(p, joined.x, joined.sum, signs, batch, kv_head, row, units, lane, output);
   }
   long slot = (long(batch * p.heads + row.head) * p.queries + row.query) * p.splits + split;
   for (uint u = 0; u < kMaxUnits; u++) {
-    if (u < units) output.partial[slot * long(INT4KV_UNIT * units) + INT4KV_UNIT * u + lane] = x[u];
+    if (u < units) output.partial[slot * long(INT4KV_UNIT * units) + INT4KV_UNIT * u + lane] = joined.x[u];
   }
-  if (lane == 0) output.statistics[slot] = float2(maximum, sum);
+  if (lane == 0) output.statistics[slot] = float2(joined.maximum, joined.sum);
 }
 
 // The live rows of a block that lie in threadgroup memory.
@@ -200,11 +213,12 @@ inline void write_rows(
   for (uint n = simdgroup; n < found.count; n += INT4KV_SIMDGROUPS) {
     QueryRow row = query_row(p, sequence, kv_head, block * found.count + n);
     if (!row.live) continue;
-    float x[kMaxUnits] = {}, maximum = found.maximum(n);
+    Joined joined = {found.maximum(n), 0.0f, {}};
+    joined.sum = found.sum(n, joined.maximum);
     for (uint u = 0; u < kMaxUnits; u++) {
-      if (u < units) x[u] = rows[row_index(layout, n, INT4KV_UNIT * u + lane)];
+      if (u < units) joined.x[u] = rows[row_index(layout, n, INT4KV_UNIT * u + lane)];
     }
-    write_row(p, x, maximum, found.sum(n, maximum), sequence.batch, kv_head, row, split, units, lane, output);
+    write_row(p, joined, sequence.batch, kv_head, row, split, units, lane, output);
   }
 }
 

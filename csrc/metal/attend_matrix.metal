@@ -17,9 +17,10 @@
 constant constexpr float kUnseen = -1e30f;   // the score of a token that a column does not see
 constant constexpr float kHeadroom = 8.0f;   // weights go up to 2^8, which fp16 holds well
 
-// The query rows whose scores a lane holds: what they have come to, and the tokens [from, to) that they see in a pass.
+// The query rows whose scores a lane holds: what they have come to, and the tokens [from, to) that they see in a pass. Scores above
+// `headroom` raise the reference: all do until there is one.
 struct Columns {
-  float maximum[kLaneColumns], sum[kLaneColumns];
+  float reference[kLaneColumns], headroom[kLaneColumns], sum[kLaneColumns];
   long mask[kLaneColumns];
   int from[kLaneColumns], to[kLaneColumns];
 };
@@ -35,10 +36,6 @@ struct Task {
   Place at;
   threadgroup float* scratch;  // of this simdgroup
 };
-
-inline float reference_of(float maximum) {
-  return maximum == kFloor ? 0.0f : maximum;
-}
 
 // x[e * N + i] = log2 of the weight of token i for column e, counted from the column's reference.
 template <int N>
@@ -57,7 +54,7 @@ INT4KV_SELDOM Relative<N> careful_scores(
     int token = tile + at.token(N / kTokensPerBlock, i);
     for (int e = 0; e < kLaneColumns; e++) {
       bool seen = token >= columns.from[e] && token < columns.to[e] && mask_allows(p, mask, columns.mask[e], token);
-      found.x[e * N + i] = seen ? capped(p, found.x[e * N + i]) - reference_of(columns.maximum[e]) : kUnseen;
+      found.x[e * N + i] = seen ? capped(p, found.x[e * N + i]) - columns.reference[e] : kUnseen;
       any = any || seen;
     }
     if (!any) set_scale(found.v_scale, i, 0.0f);
@@ -71,8 +68,7 @@ inline void relative_scores(
     constant Int4kvAttend& p, thread const float* score, thread const Scales<N>& k_scale, thread const Columns& columns,
     thread const Task& task, int tile, bool whole, thread Relative<N>& found) {
   for (int e = 0; e < kLaneColumns; e++) {
-    float reference = whole ? reference_of(columns.maximum[e]) : 0.0f;
-    for (int i = 0; i < N; i++) found.x[e * N + i] = fma(score[e * N + i], scale_of(k_scale, i), -reference);
+    for (int i = 0; i < N; i++) found.x[e * N + i] = fma(score[e * N + i], scale_of(k_scale, i), whole ? -columns.reference[e] : 0.0f);
   }
   if (!whole) found = careful_scores<N>(p, found, columns, task.mask, task.at, tile);
 }
@@ -89,13 +85,14 @@ template <int D, int N>
 inline void raise_references(thread Relative<N>& found, thread const Task& task, thread Columns& columns, thread Sums<D>& sums) {
   float by[kLaneColumns];
   for (int e = 0; e < kLaneColumns; e++) {
-    float before = columns.maximum[e], top = column_max(largest<N>(found.x + e * N));
-    bool is_first = before == kFloor, raises = top > 0.5f * kUnseen && (is_first || top > 0.0f);
-    float after = raises ? reference_of(before) + top : before;
-    by[e] = fast::exp2(before - after);
-    columns.maximum[e] = after;
+    float top = column_max(largest<N>(found.x + e * N));
+    bool is_first = columns.headroom[e] < 0.0f, raises = top > 0.5f * kUnseen && (is_first || top > 0.0f);
+    float raised = raises ? top : 0.0f;
+    by[e] = is_first ? 0.0f : fast::exp2(-raised);  // nothing has been summed up, and a first maximum may be far below 0
+    columns.reference[e] += raised;
+    columns.headroom[e] = raises ? kHeadroom : columns.headroom[e];
     columns.sum[e] *= by[e];
-    for (int i = 0; i < N; i++) found.x[e * N + i] -= raises ? top : 0.0f;
+    for (int i = 0; i < N; i++) found.x[e * N + i] -= raised;
   }
   rescale<D, N>(sums, by, found.v_scale, task.at);
 }
@@ -109,7 +106,7 @@ inline void softmax_tile(
   found.v_scale = v_scale;
   relative_scores<N>(p, score, k_scale, columns, task, tile, whole, found);
   bool outgrown = outgrows<D, N>(sums, found.v_scale);
-  for (int e = 0; e < kLaneColumns; e++) outgrown = outgrown || columns.maximum[e] == kFloor || largest<N>(found.x + e * N) > kHeadroom;
+  for (int e = 0; e < kLaneColumns; e++) outgrown = outgrown || largest<N>(found.x + e * N) > columns.headroom[e];
   if (simd_any(outgrown)) raise_references<D, N>(found, task, columns, sums);
   v_scale = found.v_scale;
   for (int e = 0; e < kLaneColumns; e++) {
@@ -120,22 +117,24 @@ inline void softmax_tile(
   }
 }
 
-// The tokens [from, to) that all columns of the simdgroup see, when scores need no other care.
+// Where tiles begin that all columns of the simdgroup see whole, when scores need no other care.
 struct Common {
-  int from, to;
+  int from;
+  uint count;
 
-  bool has(int token, int count) const thread {
-    return token >= from && token + count <= to;
+  bool has(int tile) const thread {
+    return uint(tile - from) < count;
   }
 };
 
-inline Common common_of(constant Int4kvAttend& p, thread const Columns& columns) {
-  Common common = {columns.from[0], columns.to[0]};
-  if (decode) return common;
-  for (int e = 1; e < kLaneColumns; e++) common = {max(common.from, columns.from[e]), min(common.to, columns.to[e])};
-  common.from = simd_max(common.from);
-  common.to = !decode && (p.has_mask || p.softcap > 0.0f) ? common.from : simd_min(common.to);
-  return common;
+inline Common common_of(constant Int4kvAttend& p, thread const Columns& columns, int tile_size) {
+  int from = columns.from[0], to = columns.to[0];
+  if (!decode) {
+    for (int e = 1; e < kLaneColumns; e++) from = max(from, columns.from[e]), to = min(to, columns.to[e]);
+    from = simd_max(from);
+    to = p.has_mask || p.softcap > 0.0f ? from : simd_min(to);
+  }
+  return {from, uint(max(to - from - tile_size + 1, 0))};
 }
 
 template <int D, int B>
@@ -143,14 +142,15 @@ inline void read_codes(
     constant Int4kvAttend& p, thread const Source& k, thread const Source& v, Pass pass, thread Tiles<D, B>& tiles,
     thread const Task& task, thread const Queries<D>& queries, thread Columns& columns, thread Sums<D>& sums) {
   constexpr int N = B * kTokensPerBlock;
-  Common common = common_of(p, columns);
+  Common common = common_of(p, columns, 8 * B);
+  begin_codes<D>(v.coding, sums);
   for (int tile = pass.first; tile < pass.last; tile += pass.stride) {
     Scales<N> k_scale, v_scale;
     float score[kLaneColumns * N];
     open_tile<D, B>(tiles, k, v, tile, pass.last, task.at, k_scale, v_scale);
     score_codes<D, B>(tiles, k.coding, queries, task.at, score);
     next_keys<D, B>(tiles, k, v, tile, pass.last, pass.stride, task.at);
-    softmax_tile<D, N>(p, score, k_scale, v_scale, tile, common.has(tile, 8 * B), task, columns, sums);
+    softmax_tile<D, N>(p, score, k_scale, v_scale, tile, common.has(tile), task, columns, sums);
     add_codes<D, B>(tiles, v.coding, score, v_scale, task.at, task.scratch, sums);
     next_tile<D, B>(tiles, k, v, tile, pass.last, pass.stride, task.at);
   }
@@ -181,6 +181,32 @@ inline Pass plain_pass(thread const Sequence& sequence, Span first, Span last, S
   return pass;
 }
 
+// The plain rows of a call, and what of them is whose.
+struct PlainRows {
+  const device void *k_sink, *v_sink, *k_recent, *v_recent;
+  Span first, last;  // of the first and the last query row
+  uint kv_head, simdgroup;
+};
+
+template <int D>
+inline void read_all_plain(
+    constant Int4kvAttend& p, thread const PlainRows& rows, thread const Sequence& sequence, Share share, thread const Span* mine,
+    thread const Task& task, thread const Queries<D>& queries, thread Columns& columns, thread Sums<D>& sums) {
+  for (int newest = !decode && p.sinks > 0 ? 0 : 1; newest < 2; newest++) {
+    uint held = newest ? sequence.ring : sequence.batch;
+    int origin = newest ? sequence.recent_from : 0;
+    Pass pass = plain_pass(sequence, rows.first, rows.last, share, newest != 0, rows.simdgroup);
+    if (pass.first >= pass.last) continue;
+    for (int e = 0; e < kLaneColumns; e++) {
+      columns.from[e] = newest ? mine[e].exact : mine[e].lo;
+      columns.to[e] = min(newest ? mine[e].hi : mine[e].coded, share.to);
+    }
+    Source k = plain_source(newest ? p.k_recent : p.k_sink, newest ? rows.k_recent : rows.k_sink, held, rows.kv_head, origin);
+    Source v = plain_source(newest ? p.v_recent : p.v_sink, newest ? rows.v_recent : rows.v_sink, held, rows.kv_head, origin);
+    read_plain<D>(p, k, v, pass, task, queries, columns, sums);
+  }
+}
+
 // Asks for the first rows of a pass; of fp16 ones for all channels.
 template <int D>
 inline void ask_for_rows(Source rows, Pass pass, uint lane) {
@@ -193,7 +219,7 @@ inline void leave_statistics(thread const Columns& columns, thread const Statist
   for (int e = 0; e < kLaneColumns; e++) {
     float sum = column_sum(columns.sum[e]);
     if (at.token(1, 0) != 0) continue;
-    found.maxima[simdgroup * INT4KV_COLUMNS + at.column(e)] = columns.maximum[e];
+    found.maxima[simdgroup * INT4KV_COLUMNS + at.column(e)] = columns.headroom[e] < 0.0f ? kFloor : columns.reference[e];
     found.sums[simdgroup * INT4KV_COLUMNS + at.column(e)] = sum;
   }
 }
@@ -211,14 +237,14 @@ template <int D, int B>
     uint3 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   INT4KV_THREADGROUP(float, rows, INT4KV_COLUMNS * (D + 12));
-  INT4KV_THREADGROUP(float, scratch, (scratch_size<D, B>()));
+  INT4KV_SCRATCH(float, scratch, (scratch_size<D, B>()));
   INT4KV_THREADGROUP(float, maxima, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
   INT4KV_THREADGROUP(float, total, INT4KV_SIMDGROUPS * INT4KV_COLUMNS);
   uint split = group.x, kv_head = p.blocks == 1 ? group.y : group.y / p.blocks, block = group.y - kv_head * p.blocks;
   if (paged) await_tensors();  // the sequence is in tensors
   Sequence sequence = sequence_of(p, {block_table, lengths, query_starts, rings, recent_starts}, group.z);
   if (paged && block * INT4KV_COLUMNS >= sequence.rows(p)) return;
-  Task task = {mask, place_of(lane), scratch_of<D, B>(scratch, simdgroup)};
+  Task task = {mask, place_of<D>(lane), scratch_of<D, B>(scratch, simdgroup)};
   Span first = span_of(p, sequence, query_row(p, sequence, kv_head, block * INT4KV_COLUMNS).query);
   Span last = span_of(p, sequence, query_row(p, sequence, kv_head, block * INT4KV_COLUMNS + INT4KV_COLUMNS - 1).query), mine[kLaneColumns];
   Share share = share_of(p, sequence, first, last, split, 8 * B);
@@ -228,18 +254,18 @@ template <int D, int B>
   pass.stride = int(INT4KV_SIMDGROUPS) * 8 * B;
   Source k = code_source(p, p.k, coding_of(k_bits, codebook, lane), k_codes, k_scales, sequence, kv_head);
   Source v = code_source(p, p.v, coding_of(v_bits, codebook, lane), v_codes, v_scales, sequence, kv_head);
+  Tiles<D, B> tiles = tiles_of<D, B>(k, v, pass.first, pass.last, task.at, task.scratch);
   if (!paged) await_tensors();
-  constexpr uint kRows = INT4KV_COLUMNS / INT4KV_SIMDGROUPS, kUnits = D / INT4KV_UNIT;
+  constexpr uint kRows = (INT4KV_COLUMNS + INT4KV_SIMDGROUPS - 1) / INT4KV_SIMDGROUPS, kUnits = D / INT4KV_UNIT;
   AskedQueries<kRows> asked =
       ask_for_queries<kRows>(p, q, k_rotation, sequence, kv_head, block * INT4KV_COLUMNS, kUnits, simdgroup, lane);
-  Tiles<D, B> tiles = first_tiles<D, B>(k, v, pass.first, pass.last, pass.stride, task.at, task.scratch);
   Pass newest_pass = plain_pass(sequence, first, last, share, true, simdgroup);
   if (newest_pass.first < newest_pass.last) {
     ask_for_rows<D>(plain_source(p.k_recent, k_recent, sequence.ring, kv_head, sequence.recent_from), newest_pass, lane);
     ask_for_rows<D>(plain_source(p.v_recent, v_recent, sequence.ring, kv_head, sequence.recent_from), newest_pass, lane);
   }
+  first_tile<D, B>(tiles, k, v, pass.first, pass.last, task.at);
   rotate_queries<kRows>(p, asked, k_rotation, kv_head, INT4KV_COLUMNS, kUnits, simdgroup, lane, row_layout<D>(), rows);
-  threadgroup_barrier(mem_flags::mem_threadgroup);
   Queries<D> queries = lay_out_queries<D>(rows, scratch, simdgroup, task.at);
 
   Columns columns;
@@ -247,30 +273,21 @@ template <int D, int B>
     QueryRow row = query_row(p, sequence, kv_head, block * INT4KV_COLUMNS + task.at.column(e));
     mine[e] = span_of(p, sequence, row.query);
     columns.mask[e] = row_offset(p.mask, sequence.batch, row.head, row.query);
-    columns.maximum[e] = kFloor;
-    columns.sum[e] = 0.0f;
+    columns.reference[e] = columns.sum[e] = 0.0f;
+    columns.headroom[e] = 2.0f * kFloor;
   }
   Sums<D> sums;
   clear(sums);
 
+  PlainRows plain = {k_sink, v_sink, k_recent, v_recent, first, last, kv_head, simdgroup};
+  if (kPlainFirst) read_all_plain<D>(p, plain, sequence, share, mine, task, queries, columns, sums);
+  further_tiles<D, B>(tiles, k, v, pass.first, pass.last, pass.stride, task.at);
   for (int e = 0; e < kLaneColumns; e++) {
     columns.from[e] = max(mine[e].coded, share.from);
     columns.to[e] = min(mine[e].exact, share.to);
   }
   read_codes<D, B>(p, k, v, pass, tiles, task, queries, columns, sums);
-
-  for (int newest = !decode && p.sinks > 0 ? 0 : 1; newest < 2; newest++) {
-    uint held = newest ? sequence.ring : sequence.batch;
-    int origin = newest ? sequence.recent_from : 0;
-    pass = plain_pass(sequence, first, last, share, newest != 0, simdgroup);
-    for (int e = 0; e < kLaneColumns; e++) {
-      columns.from[e] = newest ? mine[e].exact : mine[e].lo;
-      columns.to[e] = min(newest ? mine[e].hi : mine[e].coded, share.to);
-    }
-    k = plain_source(newest ? p.k_recent : p.k_sink, newest ? k_recent : k_sink, held, kv_head, origin);
-    v = plain_source(newest ? p.v_recent : p.v_sink, newest ? v_recent : v_sink, held, kv_head, origin);
-    read_plain<D>(p, k, v, pass, task, queries, columns, sums);
-  }
+  if (!kPlainFirst) read_all_plain<D>(p, plain, sequence, share, mine, task, queries, columns, sums);
 
   Statistics found = {maxima, total, INT4KV_COLUMNS};
   leave_statistics(columns, found, simdgroup, task.at);
@@ -279,9 +296,8 @@ template <int D, int B>
   for (uint n = simdgroup; n < INT4KV_COLUMNS; n += INT4KV_SIMDGROUPS) {
     QueryRow row = query_row(p, sequence, kv_head, block * INT4KV_COLUMNS + n);
     if (!row.live) continue;
-    float x[kMaxUnits] = {}, maximum = found.maximum(n);
-    joined_row<D, B>(found, n, maximum, lane, scratch, rows, x);
-    write_row(p, x, maximum, found.sum(n, maximum), sequence.batch, kv_head, row, split, kUnits, lane, output);
+    Joined joined = joined_row<D, B>(found, n, lane, scratch, rows);
+    write_row(p, joined, sequence.batch, kv_head, row, split, kUnits, lane, output);
   }
 }
 

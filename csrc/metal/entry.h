@@ -8,6 +8,9 @@
 // `count` elements that the threads of a threadgroup share.
 #define INT4KV_THREADGROUP(type, name, count) threadgroup type name[count]
 
+// The same where a GPU may give a kernel more than others.
+#define INT4KV_SCRATCH(type, name, count) INT4KV_THREADGROUP(type, name, count)
+
 // A number that a pipeline is compiled for.
 #define INT4KV_FUNCTION_CONSTANT(name, index) constant uint name [[function_constant(index)]]
 

@@ -3,11 +3,6 @@
 // through threadgroup memory. Grid: rows = batch * heads * queries, the query fastest.
 #include "attend.h"
 
-// What has been joined, counted from its maximum.
-struct Joined {
-  float maximum, sum, x[kMaxUnits];
-};
-
 template <uint U>
 inline void add_weighed(thread Joined& joined, thread const float* x, float sum, float weight) {
   joined.sum = fma(weight, sum, joined.sum);
@@ -63,12 +58,13 @@ template <uint M, uint U>
   if (lane == 0) found[simdgroup] = float2(joined.maximum, joined.sum);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   if (simdgroup != 0) return;
-  Joined all = {kFloor, 0.0f, {}};
-  for (uint s = 0; s < M; s++) all.maximum = max(all.maximum, found[s].x);
-  for (uint s = 0; s < M; s++) {
-    float x[U];
-    for (uint u = 0; u < U; u++) x[u] = rows[(s * U + u) * INT4KV_UNIT + lane];
-    add_weighed<U>(all, x, found[s].y, fast::exp2(found[s].x - all.maximum));
+  float2 part = found[min(lane, M - 1)];
+  float weight;
+  Joined all = joined_statistics(part.x, lane < M ? part.y : 0.0f, weight);
+#pragma unroll
+  for (ushort s = 0; s < M; s++) {
+    float of_part = simd_shuffle(weight, s);
+    for (uint u = 0; u < U; u++) all.x[u] = fma(of_part, rows[(s * U + u) * INT4KV_UNIT + lane], all.x[u]);
   }
   Output output = {v_rotation, v_centre, out, nullptr, nullptr};
   write_output(p, all.x, all.sum, signs, batch, kv_head, row, U, lane, output);

@@ -32,8 +32,7 @@ struct Sequence {
 // As many splits as the sequence would have alone, of those that the grid has.
 inline int splits_of(constant Int4kvAttend& p, int keys, int queries) {
   int seen = p.window > 0 ? min(keys, p.window + queries) : keys;
-  int whole = seen / int(p.min_split);
-  return clamp(whole > 0 ? whole + int(p.more_splits) : 1, 1, int(p.splits));
+  return clamp(int4kv_splits(seen, p.splitting.whole, p.splitting.fine, p.splitting.round, p.splitting.more), 1, int(p.splits));
 }
 
 inline Sequence sequence_of(constant Int4kvAttend& p, Batch batch, uint number) {

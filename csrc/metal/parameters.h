@@ -30,10 +30,14 @@ typedef int64_t int4kv_stride;
 #define INT4KV_PLAIN_BITS 16u
 
 #define INT4KV_SIMD 32u
-#define INT4KV_SIMDGROUPS 4u  // simdgroups of a threadgroup that share the keys of one block of rows
+#ifndef INT4KV_SIMDGROUPS
+#define INT4KV_SIMDGROUPS 4u  // simdgroups of a threadgroup that share the keys of one block of rows; CUDA has threadgroups of more
+#endif
 #define INT4KV_COLUMNS 8u     // query rows that attend_matrix serves at once: the width of a fragment
 #define INT4KV_PAIR 2u        // query rows that attend_simd serves at once at most
+#ifndef INT4KV_MERGE_SIMDGROUPS
 #define INT4KV_MERGE_SIMDGROUPS 8u  // simdgroups that join the splits of one query row
+#endif
 
 // A tensor [batch, head, token, channel]: strides in elements. A stride of 0 broadcasts. Of pages and rings, batch counts these.
 struct Int4kvRows {
@@ -76,6 +80,27 @@ struct Int4kvDequantize {
   unsigned heads, tokens, has_centre;
 };
 
+// How far tokens are split where there are threadgroups enough.
+struct Int4kvSplitting {
+  int whole;  // up to so many are not
+  int fine;   // the least tokens of a split while there are few: twice as many from 16 splits on, ...
+  int round;  // ... and from 32 on what the simdgroups of a threadgroup take at once
+  int more;   // beside those: 1 for the exact rows, which have a split of their own
+};
+
+inline int int4kv_max(int a, int b) {
+  return a > b ? a : b;
+}
+
+inline int int4kv_min(int a, int b) {
+  return a < b ? a : b;
+}
+
+inline int int4kv_splits(int tokens, int whole, int fine, int round, int more) {
+  if (tokens <= whole) return 1;
+  return int4kv_max(int4kv_max(int4kv_min(tokens / fine, 16), int4kv_min(tokens / (2 * fine), 32)), tokens / round + more);
+}
+
 struct Int4kvAttend {
   struct Int4kvRows q, out, mask, v_centre;
   struct Int4kvStored k, v, k_sink, v_sink, k_recent, v_recent;  // of the recent ones, first_slot is that of token recent_from
@@ -87,7 +112,8 @@ struct Int4kvAttend {
   unsigned causal, has_mask, has_v_centre;
   float scale, softcap;  // softcap 0: none, and scale has log2(e) in it
   // Paged: q has `queries` rows and a sequence at most `keys` tokens, in a row of `table_width` entries of the block table.
-  unsigned pages, rings, table_width, min_split, more_splits;
+  unsigned pages, rings, table_width;
+  struct Int4kvSplitting splitting;
 };
 
 #endif

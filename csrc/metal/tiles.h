@@ -16,6 +16,7 @@
 
 constant constexpr int kLaneColumns = 2;    // query rows whose scores a lane holds
 constant constexpr int kTokensPerBlock = 1;  // tokens whose scores a lane holds, for each of these rows
+constant constexpr bool kPlainFirst = false; // whether plain rows are read before the codes
 
 // Blocks of 8 tokens of a tile.
 constexpr int tile_blocks(int head_dim) {
@@ -35,6 +36,7 @@ struct Place {
   }
 };
 
+template <int D>
 inline Place place_of(uint lane) {
   return {lane, fragment_row(lane), fragment_column(lane) / 2};
 }
@@ -69,9 +71,10 @@ struct Queries {
   }
 };
 
-// From rows to fragments in the same memory. Every simdgroup takes columns, in registers between the barriers.
+// From rows to fragments in the same memory. Every simdgroup takes the columns that it wrote, in registers while all have read theirs.
 template <int D>
 inline Queries<D> lay_out_queries(threadgroup float* rows, threadgroup float*, uint simdgroup, Place at) {
+  simdgroup_barrier(mem_flags::mem_threadgroup);
   float x[INT4KV_COLUMNS / INT4KV_SIMDGROUPS][D / INT4KV_UNIT];
   for (uint n = 0; n < INT4KV_COLUMNS / INT4KV_SIMDGROUPS; n++) {
     for (uint u = 0; u < D / INT4KV_UNIT; u++) {
@@ -154,14 +157,21 @@ inline void load_keys(thread Tiles<D, B>& tiles, thread const Source& k, thread 
   load_words_of<D, B>(k, tile, last, tiles.together, at, tiles.keys);
 }
 
-// Asks for what is first needed of a pass, whose tiles are `stride` tokens apart.
+// Those of a pass, before any is asked for.
 template <int D, int B>
-inline Tiles<D, B> first_tiles(
-    thread const Source& k, thread const Source& v, int first, int last, int stride, Place at, threadgroup float*) {
-  Tiles<D, B> tiles;
-  if (first < last) load_keys<D, B>(tiles, k, v, first, last, at);
-  return tiles;
+inline Tiles<D, B> tiles_of(thread const Source&, thread const Source&, int, int, Place, threadgroup float*) {
+  return {};
 }
+
+// Asks for what is first needed of a pass.
+template <int D, int B>
+inline void first_tile(thread Tiles<D, B>& tiles, thread const Source& k, thread const Source& v, int first, int last, Place at) {
+  if (first < last) load_keys<D, B>(tiles, k, v, first, last, at);
+}
+
+// And for what comes after it: nothing, there are no registers for more.
+template <int D, int B>
+inline void further_tiles(thread Tiles<D, B>&, thread const Source&, thread const Source&, int, int, int, Place) {}
 
 // What else is needed of the tile at hand.
 template <int D, int B>
@@ -271,7 +281,9 @@ inline void add_codes(
   }
 }
 
-// All codes have been added: there is nothing to do in fp32.
+// Before codes are added, and after: there is nothing to do in fp32.
+template <int D>
+inline void begin_codes(Coding, thread Sums<D>&) {}
 template <int D>
 inline void settle(Coding, thread Sums<D>&) {}
 
@@ -303,9 +315,12 @@ inline void join_simdgroups(
 
 // Row n of what they came to.
 template <int D, int B>
-inline void joined_row(
-    thread const Statistics&, uint n, float, uint lane, const threadgroup float*, const threadgroup float* rows, thread float* x) {
-  for (uint u = 0; u < D / INT4KV_UNIT; u++) x[u] = rows[row_index(row_layout<D>(), n, INT4KV_UNIT * u + lane)];
+inline Joined joined_row(
+    thread const Statistics& found, uint n, uint lane, const threadgroup float*, const threadgroup float* rows) {
+  Joined joined = {found.maximum(n), 0.0f, {}};
+  joined.sum = found.sum(n, joined.maximum);
+  for (uint u = 0; u < D / INT4KV_UNIT; u++) joined.x[u] = rows[row_index(row_layout<D>(), n, INT4KV_UNIT * u + lane)];
+  return joined;
 }
 
 #endif

@@ -31,9 +31,18 @@ def read_dispatch(path) -> Dispatch:
     return Dispatch(kernel, tuple(given.get(i, 0) for i in range(CONSTANTS)), grid[:3], grid[3:6], before, after)
 
 
-def run(dispatch: Dispatch, source: str | None = None, schedule: int = 0) -> dict[int, bytes]:
+def large_block(dispatch: Dispatch) -> tuple[int, tuple[str, ...]]:
+    """(simdgroups, options to compile) of a kernel's large blocks, as csrc/gpu/kernel.cpp and csrc/cuda/compile.cpp have them."""
+    if dispatch.kernel.startswith("merge"):
+        return 16, ("-DINT4KV_MERGE_SIMDGROUPS=16u",)
+    simdgroups = 8 if dispatch.kernel.endswith("256") or sum(dispatch.constants[:2]) > 12 else 16
+    return simdgroups, (f"-DINT4KV_SIMDGROUPS={simdgroups}u", "-DINT4KV_SHARED_BYTES=232448")
+
+
+def run(dispatch: Dispatch, source: str | None = None, schedule: int = 0, large: bool = False) -> dict[int, bytes]:
     """The buffers after the CUDA kernel, which `source` may have another program for. Parameters are the last buffer."""
-    library = compile_cuda(dispatch.kernel, max(dispatch.before), dispatch.constants, source)
+    simdgroups, options = large_block(dispatch) if large else (dispatch.threads[0] // 32, ())
+    library = compile_cuda(dispatch.kernel, max(dispatch.before), dispatch.constants, source, options)
     buffers = {index: np.frombuffer(bytearray(data), np.uint8) for index, data in dispatch.before.items()}
-    Library(library).launch(dispatch.kernel, buffers, dispatch.threads, dispatch.threadgroups, schedule=schedule)
+    Library(library).launch(dispatch.kernel, buffers, (32 * simdgroups, 1, 1), dispatch.threadgroups, schedule=schedule)
     return {index: buffer.tobytes() for index, buffer in buffers.items()}

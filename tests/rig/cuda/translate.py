@@ -2,6 +2,7 @@
 import re
 
 STATEMENT = re.compile(r'\basm(?: volatile)?\(("[^"]*")(.*?)\);', re.DOTALL)
+DYNAMIC = "extern __shared__ __attribute__((aligned(128))) type name[]"
 CONSTRAINT = re.compile(r'"[=+]?\w"\(')
 
 # Registers a kernel with the executor: its buffers in their order, then its parameters.
@@ -22,7 +23,7 @@ const bool registered = (msl_register("{name}", &run_kernel, bindings, {buffers}
 
 def translate(source: str, name: str, buffers: int) -> str:
     """The program of one kernel, which binds so many buffers and then its parameters."""
-    body = STATEMENT.sub(instruction, source).replace("__shared__ alignas(128)", "alignas(128) static")
+    body = STATEMENT.sub(instruction, source).replace("__shared__ alignas(128)", "alignas(128) static").replace(DYNAMIC, "alignas(128) static type name[count]")
     bindings = ", ".join(f"msl::bound_buffer, {i}" for i in range(buffers + 1))
     return '#include "cuda.h"\n' + body + REGISTRATION.format(name=name, buffers=buffers, bindings=bindings)
 
