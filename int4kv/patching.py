@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+import transformers
 from transformers.utils import logging
 
 from . import ops
@@ -21,6 +22,7 @@ from .tensor_parallel import check_heads, held_heads, hold_whole_heads
 OURS_TO_REPLACE = (None, "dynamic", "hybrid")  # cache_implementation values that mean "the default"
 STATIC = "static"
 LONGEST = "_previous_max_cache_length"  # transformers' name for it: the next static cache is as long, so that its graph fits
+TOO_NEW = (5, 24)  # transformers: models are given their past_key_values as `cache` from here on
 PREALLOCATE = 65536  # tokens; a longer max_length is taken as a limit, not as a plan
 
 logger = logging.get_logger(__name__)
@@ -39,9 +41,11 @@ def patch(model, config: Int4KVConfig | None = None, **overrides):
     """Make a transformers decoder use the int4 cache in generate() and forward(). Returns the model.
 
     config: an Int4KVConfig, or None for the default; fields can be given as overrides: patch(model, group_size=64).
-    Patching again replaces the config. Raises ValueError, naming the model and the reason, when it cannot work.
+    Patching again replaces the config. Raises ValueError, naming the model and the reason, when it cannot work, and ImportError for a
+    transformers that is too new.
     """
     config = make_config(config, **overrides)
+    check_transformers(transformers.__version__)
     check_supported(model)
     Int4Cache(model.config, config)  # refuses what does not fit this model before anything is changed
     for device in devices_of(model):
@@ -106,6 +110,13 @@ def patched(model, config: Int4KVConfig | None = None, **overrides):
             patch(model, before)
         elif is_patched(model):
             unpatch(model)
+
+
+def check_transformers(version: str) -> None:
+    """Raise ImportError for a transformers that int4kv does not know yet."""
+    if tuple(map(int, version.split(".")[:2])) >= TOO_NEW:
+        raise ImportError(f"transformers is {version}; accepted are 4.57 to 5.23: newer ones give models their cache by another name; "
+                          "pip install 'transformers<5.24'")
 
 
 def check_supported(model) -> None:

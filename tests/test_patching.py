@@ -188,3 +188,10 @@ def test_continuous_batching_names_a_transformers_without_allocators(model, monk
     monkeypatch.setitem(sys.modules, "transformers.generation.continuous_batching", None)
     with pytest.raises(NotImplementedError, match=f"transformers is {transformers.__version__}, whose continuous batching has no cache allocators"):
         model.init_continuous_batching()
+
+
+@pytest.mark.parametrize("version", ["5.24.0", "5.25.0.dev0", "6.0.0"])
+def test_a_transformers_that_is_too_new_is_refused(monkeypatch, version):
+    monkeypatch.setattr(transformers, "__version__", version)
+    with pytest.raises(ImportError, match=f"transformers is {version}; accepted are 4.57 to 5.23"):
+        int4kv.patch(tiny_qwen2())
