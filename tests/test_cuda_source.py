@@ -108,11 +108,11 @@ def test_every_width_and_codebook_compiles(program, tmp_path, codebook):
     assert len(cubins) == len(kernels)
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-def test_large_blocks_compile(program, tmp_path, capability):
-    code, words, cubins = compiled(program, tmp_path, capability, LARGE)
+@pytest.mark.parametrize("capability, kernels", [(80, LARGE[:1] + LARGE[-2:]), (90, LARGE)], ids=["80", "90"])
+def test_large_blocks_compile(program, tmp_path, capability, kernels):
+    code, words, cubins = compiled(program, tmp_path, capability, kernels)
     assert code == 0, words
-    assert len(cubins) == len(LARGE)
+    assert len(cubins) == len(kernels)
 
 
 @pytest.mark.parametrize("large", [0, 1], ids=["", "large"])
