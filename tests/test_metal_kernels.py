@@ -75,7 +75,6 @@ KERNEL_MUTANTS = [
     ("no barrier between reading rows and laying them out", "attend_matrix_64",
      BARRIER + "  for (uint n = 0; n < INT4KV_COLUMNS / INT4KV_SIMDGROUPS; n++) {\n    uint column",
      "  for (uint n = 0; n < INT4KV_COLUMNS / INT4KV_SIMDGROUPS; n++) {\n    uint column", "race"),
-    ("rows read before the simdgroup has written them", "attend_matrix_64", SIMD_BARRIER + "\n  float x[INT4KV_COLUMNS", "  float x[INT4KV_COLUMNS", "race"),
     ("no barrier after laying out", "attend_matrix_64", "= x[n][u];\n    }\n  }\n" + BARRIER, "= x[n][u];\n    }\n  }\n", "race"),
     ("turns without a barrier", "attend_matrix_64", "  " + BARRIER + "    if (turn == simdgroup) join_sums",
      "    if (turn == simdgroup) join_sums", "race"),

@@ -71,10 +71,9 @@ struct Queries {
   }
 };
 
-// From rows to fragments in the same memory. Every simdgroup takes the columns that it wrote, in registers while all have read theirs.
+// From rows to fragments in the same memory. Every lane takes what it wrote itself, in registers until all have theirs.
 template <int D>
 inline Queries<D> lay_out_queries(threadgroup float* rows, threadgroup float*, uint simdgroup, Place at) {
-  simdgroup_barrier(mem_flags::mem_threadgroup);
   float x[INT4KV_COLUMNS / INT4KV_SIMDGROUPS][D / INT4KV_UNIT];
   for (uint n = 0; n < INT4KV_COLUMNS / INT4KV_SIMDGROUPS; n++) {
     for (uint u = 0; u < D / INT4KV_UNIT; u++) {
