@@ -52,8 +52,9 @@ inline AttendPlan plan_attend(const AttendShape& shape, Kernel constants, int64_
   constants.size = static_cast<uint32_t>(matrix ? shape.head_dim : columns);
   constants.decode = matrix ? constants.decode : 0;
   const int64_t blocks = (rows + columns - 1) / columns, threadgroups = std::max<int64_t>(1, shape.batch * shape.kv_heads * blocks);
-  constants.large = 1;
-  if (!matrix || !has_large(constants, on) || !is_for_large(constants, threadgroups, seen, resident_threadgroups(constants, on))) constants.large = 0;
+  Kernel large = constants;
+  large.large = 1;
+  if (matrix && has_large(large, on) && is_for_large(large, threadgroups, seen, resident_threadgroups(large, on))) constants = large;
   return {constants, blocks, count_splits(constants, threadgroups, seen, resident_threadgroups(constants, on))};
 }
 
