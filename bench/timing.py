@@ -9,7 +9,8 @@ A sample is one cold call, in milliseconds, as a decode step would make it: the 
 layer's attention, so nothing of the cache is left in L2 or L3.
 
     cpu    the flush reads FLUSH_FACTOR times the last-level cache in all threads, then the call is timed
-    cuda   a CUDA graph of calls on copies of the inputs, CYCLE_BYTES in all, between two events; the sample is their mean
+    cuda   a CUDA graph of calls on copies of the inputs, CYCLE_BYTES in all, between two events; the sample is their mean. Before the
+           first event the GPU waits LAUNCH_CYCLES: an idle one would begin before the graph has been handed over, and wait in between
     mps    the same copies without a graph, from synchronise to synchronise
 """
 
@@ -28,6 +29,7 @@ ROUNDS, FEW, SLOW = 25, 5, 4.0
 WARM_UP_S = 0.3
 FLUSH_FACTOR, LEAST_FLUSH = 3, 96 * 2**20
 CYCLE_BYTES, MOST_COPIES = 192 * 2**20, 512
+LAUNCH_CYCLES = 1_000_000
 RERUNS = 2
 STALL_MS = 6.0  # a worker thread woken on the caller's core costs 8 ms, or 16, on a virtual machine
 
@@ -91,6 +93,7 @@ class CudaClock(CycledClock):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
         def sample():
+            torch.cuda._sleep(LAUNCH_CYCLES)
             begin.record()
             graph.replay()
             end.record()

@@ -32,24 +32,19 @@ def numbers(data):
 
 
 def rows_of(dispatch, buffers):
-    """What attend made: its output; or, of tokens that are split, each part's output and log2 of its sum, whatever its maximum."""
-    if dispatch.threadgroups[0] == 1:
-        return numbers(buffers[OUT]), np.zeros(1)
-    statistics = numbers(buffers[STATISTICS]).reshape(-1, 2)
-    seen = statistics[:, 1] > 0
-    partial = numbers(buffers[PARTIAL]).reshape(len(statistics), -1)[seen]
-    return partial / statistics[seen, 1:], statistics[seen, 0] + np.log2(statistics[seen, 1])
-
-
-def joined_rows(dispatch, buffers):
-    """The output of all tokens: large blocks may have other tiles, and so other parts."""
+    """What attend made of all tokens, whatever the tokens of its parts: its output and, of tokens that are split, log2 of all weights."""
     splits = dispatch.threadgroups[0]
     if splits == 1:
-        return numbers(buffers[OUT])
-    statistics = numbers(buffers[STATISTICS]).reshape(-1, splits, 2)
-    weights = np.exp2(statistics[..., 0] - statistics[..., 0].max(1, keepdims=True))
-    partial = numbers(buffers[PARTIAL]).reshape(*statistics.shape[:2], -1)
-    return (weights[..., None] * partial).sum(1) / np.maximum((weights * statistics[..., 1]).sum(1), 1e-30)[:, None]
+        return numbers(buffers[OUT]), np.zeros(1)
+    maxima, sums = np.moveaxis(numbers(buffers[STATISTICS]).reshape(-1, splits, 2), 2, 0)
+    seen = sums > 0
+    top = np.where(seen, maxima, -np.inf).max(1, keepdims=True)
+    weights = np.where(seen, np.exp2(np.where(seen, maxima - top, 0)), 0)
+    partial = np.where(seen[..., None], numbers(buffers[PARTIAL]).reshape(*seen.shape, -1), 0)
+    total = (weights * np.where(seen, sums, 0)).sum(1)
+    found = total > 0
+    rows = (weights[..., None] * partial).sum(1)[found] / total[found, None]
+    return rows, top[found, 0] + np.log2(total[found])
 
 
 def is_as_recorded(dispatch, buffers):
@@ -76,13 +71,7 @@ def test_they_do_what_the_metal_kernels_do(dispatches, pattern):
 def test_large_blocks_do_too(dispatches, pattern):
     found = dispatches(pattern)
     assert found
-    for dispatch in found:
-        buffers = dispatch.before | run(dispatch, large=True)
-        if dispatch.kernel.startswith("merge"):
-            assert is_as_recorded(dispatch, buffers)
-        else:
-            rows, expected = joined_rows(dispatch, buffers), joined_rows(dispatch, dispatch.before | dispatch.after)
-            np.testing.assert_allclose(rows, expected, rtol=0, atol=TOLERANCE * np.nanmax(abs(expected)), err_msg=described(dispatch))
+    assert [described(d) for d in found if not is_as_recorded(d, d.before | run(d, large=True))] == []
 
 
 @pytest.mark.parametrize("schedule", [1, 2, 3], ids=["backward", "random simdgroups", "random threads"])
@@ -98,7 +87,7 @@ MUTANTS = [
     ("a tile read before it is there", "attend_matrix_128 4 4 uniform decode", "await_groups<Ring<D, B>::stages - 1>();", ""),
     ("one tile too few waited for", "attend_matrix_128 4 4 uniform decode", "await_groups<Ring<D, B>::stages - 1>();",
      "await_groups<Ring<D, B>::stages>();"),
-    ("keys of another line of the ring", "attend_matrix_128 4 4 uniform decode", "(lane ^ (permuted(bytes, fixed) & 0x7f))",
+    ("keys of another line of the ring", "attend_matrix_256 4 4 lloyd", "(lane ^ (permuted(bytes, fixed) & 0x7f))",
      "(lane ^ (fixed & 0x7f))"),
     ("what values have beside their level left in", "attend_matrix_128 4 4 uniform decode", "fma(-beside[i / 2], sums.offset[i % 2], sums.o[f][i])",
      "sums.o[f][i]"),

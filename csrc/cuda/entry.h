@@ -40,7 +40,7 @@ inline void ask_for(const void* at) {
   asm volatile("prefetch.global.L2 [%0];" : : "l"(at));
 }
 
-constexpr uint kMergeTogether = INT4KV_MERGE_SIMDGROUPS > 8 ? 8 : 4;
+constexpr int kMergeRound = INT4KV_MERGE_SIMDGROUPS > 8 ? 128 : 32;
 
 // x in registers, not computed again where it is used.
 template <typename T>

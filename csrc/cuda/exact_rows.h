@@ -98,7 +98,8 @@ inline bool add_halves(const Source& source, int tile, int last, const float* we
 #pragma unroll
   for (int i = 0; i < D / 8; i++) probe = fma(as_type<half2>(value[i % 2][i / 2]), zero, probe);
   if (simd_any(as_type<uint>(probe) != 0)) return false;
-  TwoHalves weights = two_halves(weight[0] * sums.inverse, weight[1] * sums.inverse);
+  const float inverse = float(sums.inverse.x);
+  TwoHalves weights = two_halves(weight[0] * inverse, weight[1] * inverse);
 #pragma unroll
   for (int i = 0; i < D / 16; i++) {
     const uint *a = &value[0][i / 2 * 2], *b = &value[1][i / 2 * 2];
@@ -118,7 +119,7 @@ inline void add_slowly(const Source& source, int tile, int last, const float* we
     float factor[2];
     for (int e = 0; e < 2; e++) {
       ushort lane = ushort(4 * (2 * at.quarter + e) + t / 2);
-      factor[e] = (t % 2 ? simd_shuffle(weight[1], lane) : simd_shuffle(weight[0], lane)) * sums.inverse;
+      factor[e] = (t % 2 ? simd_shuffle(weight[1], lane) : simd_shuffle(weight[0], lane)) * float(sums.inverse.x);
     }
 #pragma unroll
     for (int i = 0; i < D / 8; i++) {

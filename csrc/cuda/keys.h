@@ -37,8 +37,7 @@ inline void read_key(const Tiles<D, B>& tiles, uint b, Place at, PlaneWords<D / 
 template <int D, int B>
 inline void score_codes(const Tiles<D, B>& tiles, Coding coding, const Queries<D>& queries, Place at, float* score) {
   PlaneWords<D / 32> words[B];
-  const int start[4] = {0, 0, -queries.offset, -queries.offset};
-  int s[B][4];
+  int s[B][4] = {};
 #pragma unroll
   for (int b = 0; b < B; b++) read_key<D, B>(tiles, uint(b), at, words[b]);
 #pragma unroll
@@ -47,13 +46,13 @@ inline void score_codes(const Tiles<D, B>& tiles, Coding coding, const Queries<D
 #pragma unroll
     for (int b = 0; b < B; b++) {
       CodeWord code = code_word<D / 32>(words[b], coding.bits, at.quarter * (D / 32), w);
-      multiply_keys(s[b], query, level_bytes(code, coding, 0), level_bytes(code, coding, 1), w == 0 ? start : s[b]);
+      multiply_keys(s[b], query, level_bytes(code, coding, 0), level_bytes(code, coding, 1));
     }
   }
 #pragma unroll
   for (int b = 0; b < B; b++) {
-    score[2 * b] = float(256 * s[b][0] + s[b][2]) * queries.unit;
-    score[2 * b + 1] = float(256 * s[b][1] + s[b][3]) * queries.unit;
+#pragma unroll
+    for (int e = 0; e < 2; e++) score[2 * b + e] = fma(float(256 * s[b][e] + s[b][2 + e]), queries.unit, -queries.offset);
   }
 }
 

@@ -97,41 +97,4 @@ inline uint level_bytes(CodeWord code, Coding coding, uint i) {
   return ((code.low >> 4) & nibbles) | (code.high & ~nibbles);
 }
 
-// 1024 + byte as fp16, of two bytes of a register.
-inline uint wide_pair(uint bytes, uint selector) {
-  return permute(bytes, held(0x64646464u), selector);
-}
-
-inline half2 fused(uint x, uint factor, uint term) {
-  return fma(as_type<half2>(x), as_type<half2>(factor), as_type<half2>(term));
-}
-
-constexpr uint kOne = 0x3c003c00u, kQuarter = 0x34003400u, kHalf = 0x38003800u;  // two of fp16 each
-constexpr uint kMinus1152 = 0xe480e480u;
-
-// Levels of fp16 of two tokens, in pairs of one channel. `code` has nibbles 4 i .. 4 i + 3 of the word of one token in its bytes 0 and
-// 2, of the other in 1 and 3: pair[c] is of nibble 4 i + c. All exact: 2 bits below a code make room for the half that middles have.
-inline void level_pairs(CodeWord code, Coding coding, thread half2* pair) {
-  if (is_table(coding)) {
-    uint first = level_bytes(code, coding, 0), second = level_bytes(code, coding, 1);
-    pair[0] = fused(wide_pair(first, 0x4240), kOne, kMinus1152);
-    pair[1] = fused(wide_pair(first, 0x4341), kOne, kMinus1152);
-    pair[2] = fused(wide_pair(second, 0x4240), kOne, kMinus1152);
-    pair[3] = fused(wide_pair(second, 0x4341), kOne, kMinus1152);
-    return;
-  }
-  const bool wide = coding.bits == 8;
-  uint even = level_bytes(code, coding, 0), odd = level_bytes(code, coding, 1);
-  if (!wide) {
-    even = ((code.low << 2) & 0x3c3c3c3cu) | ((code.high & 0x01010101u) << 6);
-    odd = ((code.low >> 2) & 0x3c3c3c3cu) | ((code.high & 0x10101010u) << 2);
-  }
-  uint term = (0xdc00u + 2 * uint(twice_offset(coding))) * 0x10001u;  // -(256 + middle)
-  for (uint c = 0; c < 4; c++) {
-    uint found = wide_pair(c % 2 ? odd : even, c < 2 ? 0x4140 : 0x4342);
-    pair[c] = wide ? fused(found, kOne, kMinus1152) : fused(found, kQuarter, term);
-    if (wide && coding.book != INT4KV_ABSMAX) pair[c] = fused(as_type<uint>(pair[c]), kOne, kHalf);
-  }
-}
-
 #endif

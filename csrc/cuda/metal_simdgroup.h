@@ -43,6 +43,9 @@ inline T simd_sum(T x) {
   for (int apart = 16; apart > 0; apart /= 2) x += simd_shuffle_xor(x, apart);
   return x;
 }
+inline int simd_sum(int x) {
+  return __reduce_add_sync(~0u, x);
+}
 
 } // namespace metal
 

@@ -11,25 +11,19 @@ constant constexpr bool kPlainFirst = true;  // while the first tiles are on the
 
 struct Place {
   uint lane, column_, quarter;
-  bool together;  // whether the lane's tokens of a tile lie together, and so do their scales: else two of each block
 
   uint column(int) const {
     return column_;
   }
-  // The token of a tile of so many blocks that score i of the lane's belongs to.
-  int token(int blocks, int i) const {
-    return together ? 2 * blocks * int(quarter) + i : 8 * (i / 2) + 2 * int(quarter) + i % 2;
+  // The token of a tile that score i of the lane's belongs to: two of each block.
+  int token(int, int i) const {
+    return 8 * (i / 2) + 2 * int(quarter) + i % 2;
   }
 };
 
-// Rows of a line of memory, 128 bytes, are copied at once to the ring: those of 32 bytes stay together there.
-constexpr bool has_tokens_together(int head_dim) {
-  return head_dim >= 128;
-}
-
 template <int D>
 inline Place place_of(uint lane) {
-  return {lane, lane / 4, lane % 4, has_tokens_together(D)};
+  return {lane, lane / 4, lane % 4};
 }
 
 inline float column_max(float x) {
@@ -47,12 +41,11 @@ inline RowLayout row_layout() {
   return {D + 12, D};
 }
 
-// A block's scores of 8 tokens, high and low bytes of the query apart: s = these, more than `before`.
-inline void multiply_keys(int (&s)[4], uint4 query, uint first, uint second, const int* before) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
-      : "=r"(s[0]), "=r"(s[1]), "=r"(s[2]), "=r"(s[3])
-      : "r"(query.x), "r"(query.y), "r"(query.z), "r"(query.w), "r"(first), "r"(second), "r"(before[0]), "r"(before[1]), "r"(before[2]),
-        "r"(before[3]));
+// A block's scores of 8 tokens, high and low bytes of the query apart.
+inline void multiply_keys(int (&s)[4], uint4 query, uint first, uint second) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(s[0]), "+r"(s[1]), "+r"(s[2]), "+r"(s[3])
+      : "r"(query.x), "r"(query.y), "r"(query.z), "r"(query.w), "r"(first), "r"(second));
 }
 
 // Q in threadgroup memory: of lane l, bytes[32 w + l] has those of word w of its quarter of its column, as mma wants them: high and
@@ -61,8 +54,8 @@ template <int D>
 struct Queries {
   const threadgroup uint4* bytes;
   const threadgroup float* rows;
-  float unit;  // what one step of the lane's column is worth
-  int offset;  // what the offset of K's bytes makes of the column, taken off again
+  float unit;    // what one step of the lane's column is worth
+  float offset;  // what the offset of K's bytes makes of the column, taken off again
 };
 
 constant constexpr float kLargestQuery = 32512.0f;  // 127 * 256
@@ -74,6 +67,11 @@ inline float larger(float a, float b) {
   float found;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(found) : "f"(fabs(a)), "f"(fabs(b)));
   return found;
+}
+
+// Of all lanes' numbers that are not negative, or NaN: the bits of such have their order.
+inline float simd_largest(float x) {
+  return as_type<float>(__reduce_max_sync(~0u, as_type<uint>(x)));
 }
 
 // Four channels in units of 1 / inverse, as 128 + the number, rounded.
@@ -105,7 +103,7 @@ inline void lay_out_row(threadgroup float* row, threadgroup uint4* bytes, uint n
   float4 low = *(const threadgroup float4*)(row + channel), high = *(const threadgroup float4*)(row + channel + INT4KV_UNIT / 2);
   float largest = 0.0f;
   for (int i = 0; i < 4; i++) largest = larger(larger(largest, low[i]), high[i]);
-  for (ushort apart = 1; apart < INT4KV_SIMD; apart *= 2) largest = larger(largest, simd_shuffle_xor(largest, apart));
+  largest = simd_largest(largest);
   const float inverse = largest < kLeastQuery ? 0.0f : kLargestQuery * fast::reciprocal(largest);
   uint4 a = rounded(low, inverse), b = rounded(high, inverse);
   const uint2 above = word_bytes(a, b, 1, coding), below = word_bytes(a, b, 0, coding);
@@ -113,10 +111,8 @@ inline void lay_out_row(threadgroup float* row, threadgroup uint4* bytes, uint n
   for (int i = 0; i < 4; i++) sum += int(a[i] + b[i] - 2 * as_type<uint>(kRounding));
   if (lane < D / 8) bytes[at] = {above.x, below.x ^ kByteTops, above.y, below.y ^ kByteTops};
   sum = simd_sum(lane < D / 8 ? sum : 0);
-  if (lane == 0) {
-    row[D] = fma(largest, 1.0f / kLargestQuery, largest * 0.0f);  // NaN if there is one or an infinity
-    row[D + 1] = as_type<float>(sum * twice_offset(coding) / 2);
-  }
+  const float unit = fma(largest, 1.0f / kLargestQuery, largest * 0.0f);  // NaN if there is one or an infinity
+  if (lane == 0) *(threadgroup float2*)(row + D) = float2(unit, unit * float(sum * twice_offset(coding) / 2));
 }
 
 template <int D>
@@ -126,7 +122,7 @@ inline Queries<D> lay_out_queries(threadgroup float* rows, threadgroup float* sc
   for (uint n = simdgroup; n < INT4KV_COLUMNS; n += INT4KV_SIMDGROUPS) lay_out_row<D>(rows + n * row_layout<D>().stride, bytes, n, at.lane);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   const threadgroup float* own = rows + at.column_ * row_layout<D>().stride + D;
-  return {bytes, rows, own[0], as_type<int>(own[1])};
+  return {bytes, rows, own[0], own[1]};
 }
 
 #endif

@@ -13,12 +13,24 @@
 template <int D>
 struct Sums {
   float o[D / 16][4], offset[4];
-  float unit, inverse;
+  uint beside[4];
+  float unit;
+  half2 least, inverse;  // scales above the first outgrow the unit; one over the unit; twice each
 };
+
+// A unit for the sums, of which there are none yet, or which have been put into it.
+template <int D>
+inline void set_unit(Sums<D>& sums, float unit) {
+  float inverse = as_type<float>(0x7f000000u - as_type<uint>(unit));
+  sums.unit = unit;
+  sums.least = half_pair(unit, unit);
+  sums.inverse = half_pair(inverse, inverse);
+}
 
 template <int D>
 inline void clear(Sums<D>& sums) {
-  sums.unit = sums.inverse = 0.0f;
+  sums.unit = 0.0f;
+  sums.least = sums.inverse = as_type<half2>(0u);
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     sums.offset[i] = 0.0f;
@@ -30,27 +42,26 @@ inline void clear(Sums<D>& sums) {
 constant constexpr float kLeastUnit = 1.0f / 32768.0f;  // its inverse is an fp16 number
 
 template <int N>
-inline float largest_scale(const Scales<N>& scale) {
-  half2 found = scale.pair[0];
+inline half2 largest_scales(half2 found, const Scales<N>& scale) {
 #pragma unroll
-  for (int i = 1; i < N / 2; i++) found = largest_pair(found, scale.pair[i]);
-  return max(float(found.x), float(found.y));
+  for (int i = 0; i < N / 2; i++) found = largest_pair(found, scale.pair(i));
+  return found;
 }
 
 // Whether a scale is too large for the sums' unit.
 template <int D, int N>
 inline bool outgrows(const Sums<D>& sums, const Scales<N>& scale) {
-  return largest_scale<N>(scale) > sums.unit;
+  return as_type<uint>(largest_scales<N>(sums.least, scale)) != as_type<uint>(sums.least);
 }
 
-// The sums of the column times by[0], and their unit as large as the scales.
+// Their unit as large as the scales; and the sums of the column, if there are any, times by[0].
 template <int D, int N>
-inline void rescale(Sums<D>& sums, const float* by, const Scales<N>& scale, Place at) {
-  float found = max(simd_max(largest_scale<N>(scale)), kLeastUnit);
-  float unit = max(sums.unit, as_type<float>((as_type<uint>(found) + 0x007fffffu) & INT4KV_FP32_INF_BITS));
-  sums.inverse = as_type<float>(0x7f000000u - as_type<uint>(unit));
-  float shrink = sums.unit * sums.inverse;
-  sums.unit = unit;
+inline void rescale(Sums<D>& sums, const float* by, bool filled, const Scales<N>& scale, Place at) {
+  half2 largest = largest_scales<N>(scale.pair(0), scale);
+  float found = simd_largest(max(max(float(largest.x), float(largest.y)), kLeastUnit)), before = sums.unit;
+  set_unit(sums, max(before, as_type<float>((as_type<uint>(found) + 0x007fffffu) & INT4KV_FP32_INF_BITS)));
+  if (!filled) return;
+  float shrink = before * float(sums.inverse.x);
   float factor[2] = {simd_shuffle(by[0], ushort(8 * at.quarter)) * shrink, simd_shuffle(by[0], ushort(8 * at.quarter + 4)) * shrink};
 #pragma unroll
   for (int i = 0; i < 4; i++) {
@@ -83,18 +94,18 @@ inline void join_simdgroups(
   threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
-// Row n of what all simdgroups left.
-template <int D, int B>
-inline Joined joined_row(const Statistics& found, uint n, uint lane, const threadgroup float* scratch, const threadgroup float*) {
+// U units of row n of what all simdgroups left, from unit `first` on.
+template <int D, int B, uint U>
+inline Joined joined_row(const Statistics& found, uint n, uint first, uint lane, const threadgroup float* scratch, const threadgroup float*) {
   const uint part = min(lane, INT4KV_SIMDGROUPS - 1) * INT4KV_COLUMNS + n;
   float weight;
   Joined joined = joined_statistics(found.maxima[part], lane < INT4KV_SIMDGROUPS ? found.sums[part] : 0.0f, weight);
 #pragma unroll
   for (uint s = 0; s < INT4KV_SIMDGROUPS; s++) {
     float of_part = simd_shuffle(weight, ushort(s));
-    const threadgroup float* from = scratch_of<D, B>(scratch, s) + n * joined_stride(D) + lane;
+    const threadgroup float* from = scratch_of<D, B>(scratch, s) + n * joined_stride(D) + INT4KV_UNIT * first + lane;
 #pragma unroll
-    for (uint u = 0; u < D / INT4KV_UNIT; u++) joined.x[u] = fma(of_part, from[INT4KV_UNIT * u], joined.x[u]);
+    for (uint u = 0; u < U; u++) joined.x[u] = fma(of_part, from[INT4KV_UNIT * u], joined.x[u]);
   }
   return joined;
 }

@@ -136,12 +136,11 @@ inline half2 weight_pair(const float* weight, half2 scale, half2 inverse) {
 template <int D, int B>
 inline void add_codes(
     Tiles<D, B>& tiles, Coding coding, const float* weight, const Scales<2 * B>& scale, Place at, float*, Sums<D>& sums) {
-  const half2 inverse = half_pair(sums.inverse, sums.inverse);
-  const uint2 beside = twice_beside(coding);
   constexpr uint count = D < 128 ? D / 32 : 4;
   half2 pairs[B];
-  for (int b = 0; b < B; b++) pairs[b] = weight_pair(weight + 2 * b, scale.pair[b], inverse);
-  for (int s = 0; s < B / 2; s++) multiply_values(sums.offset, beside.x, beside.x, beside.y, beside.y, pairs + 2 * s);
+  for (int b = 0; b < B; b++) pairs[b] = weight_pair(weight + 2 * b, scale.pair(b), sums.inverse);
+  const uint* beside = sums.beside;
+  for (int s = 0; s < B / 2; s++) multiply_values(sums.offset, beside[0], beside[1], beside[2], beside[3], pairs + 2 * s);
 #pragma unroll
   for (int s = 0; s < B / 2; s++) {
     const half2* weights = pairs + 2 * s;
@@ -169,18 +168,22 @@ inline float2 step_of(Coding coding) {
   return {kSteps, kSteps / float(odd_factor(coding))};
 }
 
-// Codes are to be added: the sums, of unit 1 if there are any, are put into the least unit, which the first tile raises.
+// Codes are to be added: the sums, of unit 1 if there are any, are put into the least unit, which the first tile raises. Four registers
+// that lie together have what the pairs have beside the level, twice: a product does not wait for moves.
 template <int D>
-inline void begin_codes(Coding coding, Sums<D>& sums) {
+inline void begin_codes(Coding coding, Place at, Sums<D>& sums) {
   const float2 step = step_of(coding);
   const float factor[2] = {1.0f / (kLeastUnit * step.x), 1.0f / (kLeastUnit * step.y)};
+  if (sums.unit != 0.0f) {
 #pragma unroll
-  for (int f = 0; f < D / 16; f++) {
+    for (int f = 0; f < D / 16; f++) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) sums.o[f][i] *= factor[i / 2];
+      for (int i = 0; i < 4; i++) sums.o[f][i] *= factor[i / 2];
+    }
   }
-  sums.unit = kLeastUnit;
-  sums.inverse = 1.0f / kLeastUnit;
+  set_unit(sums, kLeastUnit);
+  const uint2 beside = twice_beside(coding);
+  for (int i = 0; i < 4; i++) sums.beside[i] = simd_shuffle(held(i < 2 ? beside.x : beside.y) + uint(i), ushort(at.lane)) - uint(i);
 }
 
 // All codes have been added: the sums become plain ones, of unit 1.
@@ -194,7 +197,7 @@ inline void settle(Coding coding, Sums<D>& sums) {
 #pragma unroll
     for (int i = 0; i < 4; i++) sums.o[f][i] = fma(-beside[i / 2], sums.offset[i % 2], sums.o[f][i]) * factor[i / 2];
   }
-  sums.unit = sums.inverse = 1.0f;
+  set_unit(sums, 1.0f);
 }
 
 #endif

@@ -53,7 +53,8 @@ inline QueryRow query_row(constant Int4kvAttend& p, thread const Sequence& seque
   return row;
 }
 
-// The tokens [from, to) that one split of a block goes through: an even share, in whole tiles, of what its rows see together.
+// The tokens [from, to) that one split of a block goes through: an even share, in whole tiles, of what its rows see together. The last one
+// has the newest tokens.
 struct Share {
   int from, to;
 };
@@ -63,17 +64,19 @@ inline int tile_start(constant Int4kvStored& stored, int token, int tile) {
   return token - int((stored.first_slot + uint(token)) % uint(tile));
 }
 
-// Plain rows take longer: where shares are small, the newest tokens are one of their own.
+// Plain rows take longer: where shares are small, the newest tokens are one of their own, ...
 constant constexpr int kSmallShare = 1024;
 
-inline Share share_of(constant Int4kvAttend& p, thread const Sequence& sequence, Span first, Span last, uint split, int tile) {
+// ... else there are fewer others in their share, as many as `plain_cost` says.
+inline Share share_of(constant Int4kvAttend& p, thread const Sequence& sequence, Span first, Span last, uint split, int tile, int plain_cost) {
   int start = tile_start(p.k, first.lo, tile), splits = sequence.splits;
-  bool apart = splits > 2 && first.exact < last.hi && first.exact > first.coded && first.exact - start <= (splits - 1) * kSmallShare;
-  int end = apart ? first.exact : last.hi, shares = apart ? splits - 1 : splits;
-  int size = ((end - start + tile - 1) / tile + shares - 1) / shares * tile;
+  bool plain = splits > 1 && first.exact < last.hi && first.exact > first.coded;
+  bool apart = plain && splits > 2 && first.exact - start <= (splits - 1) * kSmallShare;
+  int end = plain ? first.exact : last.hi, shares = apart ? splits - 1 : splits, cost = plain && !apart ? last.hi - end + plain_cost : 0;
+  int size = ((end - start + cost + tile - 1) / tile + shares - 1) / shares * tile;
   Share share;
   share.from = min(start + int(split) * size, end);
-  share.to = apart && int(split) == shares ? last.hi : min(share.from + size, end);
+  share.to = int(split) == splits - 1 ? last.hi : min(share.from + size, end);
   return share;
 }
 
@@ -191,6 +194,17 @@ inline void write_output(
   store_row(output.out, p.out, row_offset(p.out, batch, row.head, row.query), units, lane, x);
 }
 
+// Units [first, first + count) of a row as a partial result that merge joins.
+inline void write_part(
+    constant Int4kvAttend& p, thread const Joined& joined, uint batch, QueryRow row, uint split, uint units, uint first, uint count,
+    uint lane, thread const Output& output) {
+  long slot = (long(batch * p.heads + row.head) * p.queries + row.query) * p.splits + split;
+  for (uint u = 0; u < kMaxUnits; u++) {
+    if (u < count) output.partial[slot * long(INT4KV_UNIT * units) + INT4KV_UNIT * (first + u) + lane] = joined.x[u];
+  }
+  if (first == 0 && lane == 0) output.statistics[slot] = float2(joined.maximum, joined.sum);
+}
+
 // One row goes out: as the output when it is all there is, else as a partial result that merge joins.
 inline void write_row(
     constant Int4kvAttend& p, thread Joined& joined, uint batch, uint kv_head, QueryRow row, uint split, uint units, uint lane,
@@ -199,11 +213,7 @@ inline void write_row(
     RowRegisters signs = signs_of(p.v_rotation, output.rotation, units, lane);
     return write_output(p, joined.x, joined.sum, signs, batch, kv_head, row, units, lane, output);
   }
-  long slot = (long(batch * p.heads + row.head) * p.queries + row.query) * p.splits + split;
-  for (uint u = 0; u < kMaxUnits; u++) {
-    if (u < units) output.partial[slot * long(INT4KV_UNIT * units) + INT4KV_UNIT * u + lane] = joined.x[u];
-  }
-  if (lane == 0) output.statistics[slot] = float2(joined.maximum, joined.sum);
+  write_part(p, joined, batch, row, split, units, 0, units, lane, output);
 }
 
 // The live rows of a block that lie in threadgroup memory.

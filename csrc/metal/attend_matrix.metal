@@ -84,6 +84,9 @@ inline float largest(thread const float* x) {
 template <int D, int N>
 inline void raise_references(thread Relative<N>& found, thread const Task& task, thread Columns& columns, thread Sums<D>& sums) {
   float by[kLaneColumns];
+  bool filled = false;
+  for (int e = 0; e < kLaneColumns; e++) filled = filled || columns.sum[e] != 0.0f;
+  filled = simd_any(filled);
   for (int e = 0; e < kLaneColumns; e++) {
     float top = column_max(largest<N>(found.x + e * N));
     bool is_first = columns.headroom[e] < 0.0f, raises = top > 0.5f * kUnseen && (is_first || top > 0.0f);
@@ -94,7 +97,7 @@ inline void raise_references(thread Relative<N>& found, thread const Task& task,
     columns.sum[e] *= by[e];
     for (int i = 0; i < N; i++) found.x[e * N + i] -= raised;
   }
-  rescale<D, N>(sums, by, found.v_scale, task.at);
+  rescale<D, N>(sums, by, filled, found.v_scale, task.at);
 }
 
 // Scores of a tile -> weights, in place: 2^(score - reference), 0 where not seen.
@@ -143,7 +146,7 @@ inline void read_codes(
     thread const Task& task, thread const Queries<D>& queries, thread Columns& columns, thread Sums<D>& sums) {
   constexpr int N = B * kTokensPerBlock;
   Common common = common_of(p, columns, 8 * B);
-  begin_codes<D>(v.coding, sums);
+  begin_codes<D>(v.coding, task.at, sums);
   for (int tile = pass.first; tile < pass.last; tile += pass.stride) {
     Scales<N> k_scale, v_scale;
     float score[kLaneColumns * N];
@@ -224,6 +227,31 @@ inline void leave_statistics(thread const Columns& columns, thread const Statist
   }
 }
 
+// What the simdgroups of a threadgroup have joined, and the part of a simdgroup in writing it.
+struct JoinedRows {
+  Statistics found;
+  const threadgroup float *scratch, *rows;
+  uint kv_head, block, split, simdgroup, lane;
+};
+
+// Simdgroups that write a row together.
+constant constexpr uint kSharing = INT4KV_SIMDGROUPS > INT4KV_COLUMNS ? INT4KV_SIMDGROUPS / INT4KV_COLUMNS : 1;
+
+// `sharing` simdgroups write a part of a row each; a finished row is one simdgroup's.
+template <int D, int B, uint sharing>
+inline void write_joined(
+    constant Int4kvAttend& p, thread const JoinedRows& of, thread const Sequence& sequence, thread const Output& output) {
+  constexpr uint kUnits = D / INT4KV_UNIT, kOwn = kUnits / sharing;
+  uint first = of.simdgroup % sharing * kOwn;
+  for (uint n = of.simdgroup / sharing; n < INT4KV_COLUMNS; n += INT4KV_SIMDGROUPS / sharing) {
+    QueryRow row = query_row(p, sequence, of.kv_head, of.block * INT4KV_COLUMNS + n);
+    if (!row.live) continue;
+    Joined joined = joined_row<D, B, kOwn>(of.found, n, first, of.lane, of.scratch, of.rows);
+    if (sharing > 1) write_part(p, joined, sequence.batch, row, of.split, kUnits, first, kOwn, of.lane, output);
+    else write_row(p, joined, sequence.batch, of.kv_head, row, of.split, kUnits, of.lane, output);
+  }
+}
+
 template <int D, int B>
 [[kernel]] void attend_matrix(
     const device void* q [[buffer(0)]], const device void* k_codes [[buffer(1)]], const device half* k_scales [[buffer(2)]],
@@ -247,7 +275,7 @@ template <int D, int B>
   Task task = {mask, place_of<D>(lane), scratch_of<D, B>(scratch, simdgroup)};
   Span first = span_of(p, sequence, query_row(p, sequence, kv_head, block * INT4KV_COLUMNS).query);
   Span last = span_of(p, sequence, query_row(p, sequence, kv_head, block * INT4KV_COLUMNS + INT4KV_COLUMNS - 1).query), mine[kLaneColumns];
-  Share share = share_of(p, sequence, first, last, split, 8 * B);
+  Share share = share_of(p, sequence, first, last, split, 8 * B, plain_cost<D, B>());
   Pass pass;
   pass.last = min(last.exact, share.to);
   pass.first = share.from < pass.last ? tile_start(p.k, max(first.coded, share.from), 8 * B) + int(simdgroup) * 8 * B : pass.last;
@@ -293,12 +321,9 @@ template <int D, int B>
   leave_statistics(columns, found, simdgroup, task.at);
   join_simdgroups<D, B>(sums, found, simdgroup, task.at, scratch, rows);
   Output output = {v_rotation, v_centre, out, partial, statistics};
-  for (uint n = simdgroup; n < INT4KV_COLUMNS; n += INT4KV_SIMDGROUPS) {
-    QueryRow row = query_row(p, sequence, kv_head, block * INT4KV_COLUMNS + n);
-    if (!row.live) continue;
-    Joined joined = joined_row<D, B>(found, n, lane, scratch, rows);
-    write_row(p, joined, sequence.batch, kv_head, row, split, kUnits, lane, output);
-  }
+  JoinedRows joined = {found, scratch, rows, kv_head, block, split, simdgroup, lane};
+  if (kSharing > 1 && p.splits > 1) write_joined<D, B, kSharing>(p, joined, sequence, output);
+  else write_joined<D, B, 1>(p, joined, sequence, output);
 }
 
 INT4KV_ENTRY(attend_matrix_64, INT4KV_SIMDGROUPS, attend_matrix<64, tile_blocks(64)>)

@@ -228,7 +228,7 @@ template <int H>
     start_stream<H>(stream, h, rows, row_offset(p.mask, sequence.batch, row.head, row.query), lane);
   }
 
-  Share share = share_of(p, sequence, spans[0], spans[H - 1], split, int(INT4KV_SIMD));
+  Share share = share_of(p, sequence, spans[0], spans[H - 1], split, int(INT4KV_SIMD), 0);
   int streams = int(INT4KV_SIMD / lane.count), offset = int(simdgroup) * streams;
   Reading<H> reading;
   reading.stride = int(INT4KV_SIMDGROUPS) * streams;

@@ -24,7 +24,7 @@ inline void await_tensors() {}
 inline void ask_for(const device void*) {}
 
 // Splits of a simdgroup of merge whose rows are on their way at once.
-constant constexpr uint kMergeTogether = 4;
+constant constexpr int kMergeRound = 32;
 
 // x, computed once and kept.
 template <typename T>

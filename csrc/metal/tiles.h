@@ -18,6 +18,12 @@ constant constexpr int kLaneColumns = 2;    // query rows whose scores a lane ho
 constant constexpr int kTokensPerBlock = 1;  // tokens whose scores a lane holds, for each of these rows
 constant constexpr bool kPlainFirst = false; // whether plain rows are read before the codes
 
+// What plain rows take, in tokens of codes (share_of).
+template <int D, int B>
+constexpr int plain_cost() {
+  return 0;
+}
+
 // Blocks of 8 tokens of a tile.
 constexpr int tile_blocks(int head_dim) {
   return head_dim < 256 ? 4 : 2;
@@ -233,9 +239,10 @@ inline bool outgrows(thread const Sums<D>&, thread const Scales<N>&) {
   return false;
 }
 
-// The sums of column e times by[e]; a lane's row of O is another column than those of its scores.
+// The sums of column e times by[e], if there are any; a lane's row of O is another column than those of its scores.
 template <int D, int N>
-inline void rescale(thread Sums<D>& sums, thread const float* by, thread const Scales<N>&, Place at) {
+inline void rescale(thread Sums<D>& sums, thread const float* by, bool filled, thread const Scales<N>&, Place at) {
+  if (!filled) return;
   ushort from = ushort(fragment_lane(0, at.row & 6));
   float even = simd_shuffle(by[0], from), odd = simd_shuffle(by[1], from), factor = at.row & 1 ? odd : even;
   for (int f = 0; f < D / 8; f++) {
@@ -282,7 +289,7 @@ inline void add_codes(
 
 // Before codes are added, and after: there is nothing to do in fp32.
 template <int D>
-inline void begin_codes(Coding, thread Sums<D>&) {}
+inline void begin_codes(Coding, Place, thread Sums<D>&) {}
 template <int D>
 inline void settle(Coding, thread Sums<D>&) {}
 
@@ -312,13 +319,13 @@ inline void join_simdgroups(
   threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
-// Row n of what they came to.
-template <int D, int B>
+// U units of row n of what they came to, from unit `first` on.
+template <int D, int B, uint U>
 inline Joined joined_row(
-    thread const Statistics& found, uint n, uint lane, const threadgroup float*, const threadgroup float* rows) {
+    thread const Statistics& found, uint n, uint first, uint lane, const threadgroup float*, const threadgroup float* rows) {
   Joined joined = {found.maximum(n), 0.0f, {}};
   joined.sum = found.sum(n, joined.maximum);
-  for (uint u = 0; u < D / INT4KV_UNIT; u++) joined.x[u] = rows[row_index(row_layout<D>(), n, INT4KV_UNIT * u + lane)];
+  for (uint u = 0; u < U; u++) joined.x[u] = rows[row_index(row_layout<D>(), n, INT4KV_UNIT * (first + u) + lane)];
   return joined;
 }
 

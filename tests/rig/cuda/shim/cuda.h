@@ -70,6 +70,14 @@ template <typename T>
 T __shfl_xor_sync(unsigned, T x, unsigned mask, MSL_SITE("__shfl_xor_sync")) {
   return ptx::from_lane(x, msl_lane() ^ mask, site);
 }
+inline unsigned __reduce_max_sync(unsigned, unsigned x, MSL_SITE("__reduce_max_sync")) {
+  for (unsigned apart = 16; apart > 0; apart /= 2) x = max(x, ptx::from_lane(x, msl_lane() ^ apart, site));
+  return x;
+}
+inline int __reduce_add_sync(unsigned, int x, MSL_SITE("__reduce_add_sync")) {
+  for (unsigned apart = 16; apart > 0; apart /= 2) x += ptx::from_lane(x, msl_lane() ^ apart, site);
+  return x;
+}
 inline bool __any_sync(unsigned, bool x, MSL_SITE("__any_sync")) {
   return ptx::votes(x, site) != 0;
 }
