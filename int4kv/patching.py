@@ -24,7 +24,7 @@ from .tensor_parallel import check_heads, held_heads, hold_whole_heads
 OURS_TO_REPLACE = (None, "dynamic", "hybrid")  # cache_implementation values that mean "the default"
 STATIC = "static"
 LONGEST = "_previous_max_cache_length"  # transformers' name for it: the next static cache is as long, so that its graph fits
-TOO_NEW = (5, 24)  # transformers: models are given their past_key_values as `cache` from here on
+TOO_NEW = (5, 25)  # transformers: minor versions rename what models are given, as 5.24 did
 PREALLOCATE = 65536  # tokens; a longer max_length is taken as a limit, not as a plan
 
 logger = logging.get_logger(__name__)
@@ -117,8 +117,8 @@ def patched(model, config: Int4KVConfig | None = None, **overrides):
 def check_transformers(version: str) -> None:
     """Raise ImportError for a transformers that int4kv does not know yet."""
     if tuple(map(int, version.split(".")[:2])) >= TOO_NEW:
-        raise ImportError(f"transformers is {version}; accepted are 4.57 to 5.23: newer ones give models their cache by another name; "
-                          "pip install 'transformers<5.24'")
+        raise ImportError(f"transformers is {version}; accepted are 4.57 to 5.24, and newer ones are not known yet; "
+                          "pip install 'transformers<5.25'")
 
 
 def check_supported(model) -> None:

@@ -207,8 +207,8 @@ def test_continuous_batching_names_a_transformers_without_allocators(model, monk
         model.init_continuous_batching()
 
 
-@pytest.mark.parametrize("version", ["5.24.0", "5.25.0.dev0", "6.0.0"])
+@pytest.mark.parametrize("version", ["5.25.0", "5.26.0.dev0", "6.0.0"])
 def test_a_transformers_that_is_too_new_is_refused(version):
-    with pytest.raises(ImportError, match=f"transformers is {version}; accepted are 4.57 to 5.23"):
+    with pytest.raises(ImportError, match=f"transformers is {version}; accepted are 4.57 to 5.24"):
         check_transformers(version)
-    check_transformers("5.23.1")
+    check_transformers("5.24.1")
