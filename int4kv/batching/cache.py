@@ -172,7 +172,7 @@ class Int4PagedAttentionCache(PagedAttentionCache):
         return Span(begin, tokens, [allocator.table(state.request_id) for allocator in allocators], kept, *self._running[state.request_id])
 
     def update(self, key_states, value_states, layer_idx, kwargs):
-        """Models call this from transformers 5.24 on, with what attention is going to be given; before, that has the cache in it."""
+        """Models call this from transformers 5.24 on, with the arguments of attention; before, the cache is among those by itself."""
         if self.config._attn_implementation != NAME:
             raise ValueError(f"the model's attention is {self.config._attn_implementation}; accepted with int4 pages: {NAME}")
         kwargs["cache"] = self
