@@ -1,5 +1,5 @@
 # make demo   builds int4kv into .venv, and shows both bundled models with the fp and the int4 cache
-# make test   runs every test: kernels, cache, generation on three transformers versions, quality, builds; and all of it again on
+# make test   runs every test: kernels, cache, generation on four transformers versions, quality, builds; and all of it again on
 #             mps: on a Mac on its GPU, on Linux on the emulated device of tests/rig, beside the cross-compile of tests/macos
 # Both set up what they need; a second run is quick. PYTHON and TORCH can be set: make test PYTHON=python3.12 TORCH=2.14.0
 
@@ -8,7 +8,10 @@ TORCH  ?= 2.13.0
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
-OLDER  := 4.57.6 5.0.0
+OTHER  := 4.57.6 5.0.0 5.23.0
+
+HF_TESTS := $(patsubst %,tests/test_%.py,generate architectures patching conversion) tests/test_build.py::test_the_transformers_that_was_asked_for
+TESTS_5.23.0 := $(patsubst %,tests/test_%.py,continuous_batching serve)
 
 # Debian packages of the Metal rig, of the cross-compile for macOS, and of the emulation of other processors
 TEST_PACKAGES := clang-19 libclang-rt-19-dev libgnustep-base-dev libblocksruntime-dev clang-22 lld-22 llvm-22 \
@@ -20,14 +23,14 @@ CUDA_WHEELS := nvidia-cuda-nvrtc==13.0.* nvidia-cuda-runtime==13.0.* nvidia-cuda
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h csrc/*/* csrc/*/*/*)
 LINUX := $(filter Linux,$(shell uname -s))
 
-.PHONY: demo test test-older test-mps test-cuda test-packages build clean
+.PHONY: demo test test-other $(OTHER:%=test-with-%) test-mps test-cuda test-packages build clean
 demo: build
 	$(VENV)/bin/int4kv demo
 
 test: $(if $(LINUX),test-packages) build $(VENV)/.test
 	$(PY) -m pytest -n 2 --dist worksteal
 	$(MAKE) --no-print-directory test-mps
-	$(MAKE) --no-print-directory test-older
+	$(MAKE) --no-print-directory test-other
 
 test-mps:
 	$(PY) -m pytest -n 2 --dist worksteal --device mps
@@ -43,13 +46,12 @@ test-packages:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; \
 	else echo "the tests need:$$missing; run: sudo apt-get install$$missing"; exit 1; fi
 
-# The Hugging Face layer again, on the oldest transformers of each major version that is supported.
-test-older: $(OLDER:%=$(VENV)/transformers-%/.done)
-	@set -e; for version in $(OLDER); do \
-	  echo "== transformers $$version"; \
-	  PYTHONPATH=$(VENV)/transformers-$$version EXPECTED_TRANSFORMERS=$$version \
-	    $(PY) -m pytest -n 2 --dist worksteal -p no:cacheprovider tests/test_generate.py tests/test_architectures.py tests/test_patching.py tests/test_conversion.py; \
-	done
+# The Hugging Face layer again, on the oldest transformers of each major version that is supported and on the last before the cache's
+# argument got its present name.
+test-other: $(OTHER:%=test-with-%)
+
+$(OTHER:%=test-with-%): test-with-%: $(VENV)/transformers-%/.done
+	PYTHONPATH=$(<D) EXPECTED_TRANSFORMERS=$* $(PY) -m pytest -n 2 --dist worksteal -p no:cacheprovider $(HF_TESTS) $(TESTS_$*)
 
 build: $(VENV)/.built
 

@@ -26,6 +26,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 import int4kv
 from int4kv import models
+from int4kv.naming import as_argument
 
 ATTENTION = {"dynamic": "sdpa", "static": "sdpa", "static, compiled": "sdpa",
              "int4kv": "int4kv", "int4kv static": "int4kv", "int4kv static, compiled": "int4kv"}
@@ -49,12 +50,12 @@ def two_models(model) -> dict:
 def contender(name: str, model, prompt, capacity: int, cpu: list):
     """A function that decodes one token behind the prompt and returns its milliseconds; those of processor time go to the list."""
     cache, token = make_cache(name, model.config, capacity), torch.full((1, 1), 5, device=model.device)
-    model(prompt, past_key_values=cache, logits_to_keep=1)
+    model(prompt, **as_argument(cache), logits_to_keep=1)
     forward = torch.compile(model.forward, fullgraph=True) if name.endswith("compiled") else model
 
     def sample():
         begin, busy = time.perf_counter(), time.process_time()
-        forward(input_ids=token, past_key_values=cache, use_cache=True)
+        forward(input_ids=token, **as_argument(cache), use_cache=True)
         timing.synchronize(model.device.type)
         cpu.append(1e3 * (time.process_time() - busy))
         return 1e3 * (time.perf_counter() - begin)

@@ -28,6 +28,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 import int4kv
+from int4kv.naming import as_argument
 
 CONTENDERS = ("dynamic", "static", "preallocated", "preallocated_grouped", "quanto", "hqq", "int4kv")
 FP = ("dynamic", "static", "preallocated", "preallocated_grouped")
@@ -54,7 +55,7 @@ def prefix_rows(model, tokens: int) -> list[tuple]:
     ids = torch.randint(5, model.config.get_text_config().vocab_size, (1, tokens), generator=generator).to(model.device)
     cache = DynamicCache()  # without a config nothing slides out of it
     for chunk in ids.split(CHUNK, dim=1):
-        model(chunk, past_key_values=cache, logits_to_keep=1)
+        model(chunk, **as_argument(cache), logits_to_keep=1)
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
@@ -73,7 +74,7 @@ def step_timer(model, cache, attention: str):
         with attending(model, attention):
             timing.synchronize(device)
             begin = time.perf_counter()
-            model(token, past_key_values=cache, use_cache=True)
+            model(token, **as_argument(cache), use_cache=True)
             timing.synchronize(device)
             return 1e3 * (time.perf_counter() - begin)
 

@@ -31,6 +31,8 @@ from generate import PREFERRED, attending
 from machine import about
 from model_configs import CONFIGS, load, weight_bytes
 
+from int4kv.naming import as_argument
+
 CONTENDERS = ("dynamic", "static", "int4kv", "int4kv_growing")
 STEPS = 8
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -74,12 +76,12 @@ def prefill(model, cache, length: int, chunk: int) -> None:
     """Random tokens through the model, all at once or in chunks; only the last one's logits."""
     ids = torch.randint(5, model.config.get_text_config().vocab_size, (1, length), device=model.device)
     for part in ids.split(chunk or length, dim=1):
-        model(part, past_key_values=cache, logits_to_keep=1)
+        model(part, **as_argument(cache), logits_to_keep=1)
 
 
 def decode(model, cache) -> None:
     for _ in range(STEPS):
-        model(torch.full((1, 1), 5, device=model.device), past_key_values=cache, use_cache=True)
+        model(torch.full((1, 1), 5, device=model.device), **as_argument(cache), use_cache=True)
 
 
 def measure(name: str, contender: str, length: int, arguments) -> dict:

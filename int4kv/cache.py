@@ -6,6 +6,7 @@ from transformers.cache_utils import Cache
 from .config import Int4KVConfig, head_dim_of, kv_heads_of, layer_windows, make_config, text_config
 from .conversion import fill_from_dynamic, to_dynamic
 from .layer import Int4Layer
+from .naming import CACHE
 
 
 def signature(model_config) -> tuple:
@@ -17,15 +18,15 @@ def check_same_signature(mine: tuple, model_config) -> None:
     """Raise ValueError when a cache with this signature was made for a model of another shape."""
     for name, own, its in zip(("num_key_value_heads", "head_dim", "layers and sliding windows"), mine, signature(model_config)):
         if own != its:
-            raise ValueError(f"past_key_values was made for a model with {name} {own}; this model has {its}")
+            raise ValueError(f"{CACHE} was made for a model with {name} {own}; this model has {its}")
 
 
 class Int4Cache(Cache):
     """Holds keys and values of a model with the given config, packed.
 
     model_config: the model's config (model.config). config: an Int4KVConfig; its fields can be given as overrides.
-    Pass it as past_key_values; int4kv.patch(model) makes generate and forward create it by themselves. Under another
-    attention function than "int4kv" it hands out dense, dequantised tensors.
+    Pass it to the model as cache, past_key_values before transformers 5.24; int4kv.patch(model) makes generate and forward create it by
+    themselves. Under another attention function than "int4kv" it hands out dense, dequantised tensors.
     """
 
     layer_class = Int4Layer

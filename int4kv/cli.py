@@ -119,6 +119,7 @@ def generate(
     """Continue a prompt, streaming the text; the last line tells speed and cache bytes."""
     import torch
 
+    from .naming import as_argument
     from .patching import patch
     from .prompt_cache import load_or_read
     from .streaming import load_or_fail, stream
@@ -137,7 +138,7 @@ def generate(
     torch.manual_seed(seed)
     options = dict(do_sample=True, temperature=temperature) if temperature else dict(do_sample=False)
     if prompt_cache is not None:
-        options["past_key_values"] = load_or_read(network, tokenizer, prompt, prompt_cache, _note, fail)
+        options |= as_argument(load_or_read(network, tokenizer, prompt, prompt_cache, _note, fail))
     closing = stream(network, tokenizer, prompt, console, errors, max_new_tokens=max_new_tokens, **options)
     console.print(closing, style="dim", highlight=False, soft_wrap=True)
 

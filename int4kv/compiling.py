@@ -6,12 +6,13 @@ which takes the prompt through the compiled function as well. Steps that change 
 
 import torch
 
+from .naming import given_cache
 from .static import Int4StaticCache
 
 
 def must_run_eagerly(kwargs) -> bool:
     """Whether a call of the model with these arguments does more with its Int4StaticCache than to move on by a token."""
-    cache = kwargs.get("past_key_values")
+    cache = given_cache(kwargs)
     given = kwargs.get("input_ids")
     given = kwargs.get("inputs_embeds") if given is None else given
     return isinstance(cache, Int4StaticCache) and given is not None and not cache.is_settled(given.shape[1])

@@ -11,6 +11,7 @@ from .baselines import PlainInt4Cache
 from .cache import Int4Cache
 from .config import head_dim_of, kv_heads_of, text_config
 from .evaluation.evaluate import Quality, quality, windows
+from .naming import as_argument
 from .patching import patched
 
 PROMPT = "Changed in version 3.8: "
@@ -75,7 +76,7 @@ def _one_step(model, cache) -> float:
     token = torch.tensor([[5]], device=model.device)
     _synchronize(model.device)
     begin = time.perf_counter()
-    model(token, past_key_values=cache, use_cache=True)
+    model(token, **as_argument(cache), use_cache=True)
     _synchronize(model.device)
     return 1e3 * (time.perf_counter() - begin)
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 import transformers
+from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.utils import logging
 
 from . import ops
@@ -15,6 +16,7 @@ from .batching import init_continuous_batching
 from .cache import Int4Cache
 from .compiling import EagerForward, compiled_call
 from .config import Int4KVConfig, head_dim_of, layer_windows, make_config, pair, text_config
+from .naming import CACHE, check_name, given_cache
 from .paging import Int4PagedCache
 from .static import Int4StaticCache
 from .tensor_parallel import check_heads, held_heads, hold_whole_heads
@@ -22,7 +24,7 @@ from .tensor_parallel import check_heads, held_heads, hold_whole_heads
 OURS_TO_REPLACE = (None, "dynamic", "hybrid")  # cache_implementation values that mean "the default"
 STATIC = "static"
 LONGEST = "_previous_max_cache_length"  # transformers' name for it: the next static cache is as long, so that its graph fits
-TOO_NEW = (5, 24)  # transformers: models are given their past_key_values as `cache` from here on
+TOO_NEW = (5, 25)  # transformers: minor versions rename what models are given, as 5.24 did
 PREALLOCATE = 65536  # tokens; a longer max_length is taken as a limit, not as a plan
 
 logger = logging.get_logger(__name__)
@@ -115,8 +117,8 @@ def patched(model, config: Int4KVConfig | None = None, **overrides):
 def check_transformers(version: str) -> None:
     """Raise ImportError for a transformers that int4kv does not know yet."""
     if tuple(map(int, version.split(".")[:2])) >= TOO_NEW:
-        raise ImportError(f"transformers is {version}; accepted are 4.57 to 5.23: newer ones give models their cache by another name; "
-                          "pip install 'transformers<5.24'")
+        raise ImportError(f"transformers is {version}; accepted are 4.57 to 5.24, and newer ones are not known yet; "
+                          "pip install 'transformers<5.25'")
 
 
 def check_supported(model) -> None:
@@ -172,11 +174,11 @@ def set_attention(model, name) -> None:
 
 def _prepare_cache(model, generation_config, model_kwargs, *args, **kwargs):
     ours = generation_config.cache_implementation in (*OURS_TO_REPLACE, STATIC) and generation_config.use_cache is not False
-    if model_kwargs.get("past_key_values") is not None or not ours:
+    if given_cache(model_kwargs) is not None or not ours:
         type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, *args, **kwargs)
     else:
-        model_kwargs["past_key_values"] = _new_cache(model, generation_config, *_bind(args, kwargs))
-    cache = model_kwargs.get("past_key_values")
+        model_kwargs[CACHE] = _new_cache(model, generation_config, *_bind(args, kwargs))
+    cache = given_cache(model_kwargs)
     if isinstance(cache, Int4StaticCache):  # its prompts come with masks of four dimensions, which do not say what is padding
         cache.note_padding(model_kwargs.get("attention_mask"))
 
@@ -200,7 +202,7 @@ def _bind(args, kwargs):
 
 def _before_forward(model, args, kwargs):
     """Forward pre-hook: the cache, and whether this call may be compiled. In a graph both have been seen to."""
-    if torch.compiler.is_compiling() and isinstance(kwargs.get("past_key_values"), Int4StaticCache):
+    if torch.compiler.is_compiling() and isinstance(given_cache(kwargs), Int4StaticCache):
         return args, kwargs
     kwargs = _named(model, args, kwargs)
     _give_cache(model, kwargs)
@@ -215,12 +217,13 @@ def _after_forward(model, args, output):
 
 def _give_cache(model, kwargs):
     """A cache for calls that bring none, and the padding mask for a cache that is still empty."""
-    if kwargs.get("cache") is not None:  # continuous batching: block tables say who sees what, so no mask is to be made
+    if isinstance(kwargs.get("cache"), PagedAttentionCache):  # continuous batching: block tables say who sees what, not a mask
         kwargs["attention_mask"] = torch.empty(1, 1, 0, 0, device=kwargs["input_ids"].device)
         return
-    cache = kwargs.get("past_key_values")
+    check_name(kwargs)
+    cache = given_cache(kwargs)
     if cache is None and _wants_cache(model, kwargs):
-        cache = kwargs["past_key_values"] = Int4Cache(model.config, model._int4kv.config)
+        cache = kwargs[CACHE] = Int4Cache(model.config, model._int4kv.config)
     if isinstance(cache, Int4PagedCache):
         cache.check_model(model.config)
         cache.note_padding(kwargs.get("attention_mask"))
@@ -231,7 +234,7 @@ def _give_cache(model, kwargs):
             _note_padding(cache, kwargs.get("attention_mask"))
         _last_cache[model] = weakref.ref(cache)
     elif cache is not None:
-        logger.warning_once(f"int4kv: past_key_values is a {type(cache).__name__}, which is used as it is: nothing is quantised")
+        logger.warning_once(f"int4kv: {CACHE} is a {type(cache).__name__}, which is used as it is: nothing is quantised")
 
 
 def _note_padding(cache, attention_mask):

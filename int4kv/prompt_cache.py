@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from .cache import Int4Cache
+from .naming import as_argument
 from .saved import load_cache, save_cache
 
 
@@ -35,7 +36,7 @@ def _load(model, ids, file, tell):
 @torch.no_grad()
 def _read(model, ids, file, tell):
     cache = Int4Cache(model.config, model._int4kv.config)
-    model(ids[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(ids[:, :-1], **as_argument(cache), use_cache=True, logits_to_keep=1)
     save_cache(cache, file, model, input_ids=ids)
     tell(f"saved {cache.get_seq_length()} of {ids.shape[1]} prompt tokens to {file}")
     return cache

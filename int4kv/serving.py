@@ -27,9 +27,11 @@ class OneModel(ModelManager):
         self.loaded_models[self.process_model_name(name)] = TimedModel(model, FOREVER, processor=tokenizer)
         self._since = int(time.time())
 
-    def get_gen_models(self, cache_dir=None) -> list[dict]:
+    def list_models(self, cache_dir=None) -> list[dict]:
         """What /v1/models lists."""
         return [{"id": self.force_model, "object": "model", "created": self._since, "owned_by": "int4kv"}]
+
+    get_gen_models = list_models  # its name before transformers 5.24
 
 
 def batching_config(model, nbytes: int, requests: int, page_size: int) -> ContinuousBatchingConfig:

@@ -12,6 +12,7 @@ from . import ops
 from .cache import Int4Cache
 from .config import Int4KVConfig, make_config
 from .layer import Int4Layer
+from .naming import CACHE
 
 
 class AppendedToken:
@@ -57,7 +58,7 @@ class Int4StaticLayer(Int4Layer):
 
     def _store_checked(self, k, v):
         if torch.compiler.is_compiling():
-            raise RuntimeError(f"past_key_values takes {k.shape[2]} tokens of a prompt or of an unsettled centre; accepted in a compiled "
+            raise RuntimeError(f"{CACHE} takes {k.shape[2]} tokens of a prompt or of an unsettled centre; accepted in a compiled "
                                "graph: single tokens after those, under torch.no_grad(). Run the prompt with the model as it is")
         self._catch_up()
         return super()._store_checked(k, v)

@@ -8,6 +8,7 @@ from transformers import TextStreamer
 from . import models
 from .cache import Int4Cache
 from .demo import dynamic_bytes
+from .naming import cache_of
 from .reporting import report
 
 
@@ -52,7 +53,7 @@ def stream(model, tokenizer, prompt: str, console, errors, **options) -> str:
         out = model.generate(ids, attention_mask=torch.ones_like(ids), streamer=streamer, return_dict_in_generate=True, **options)
     finally:
         status.stop()
-    return closing_line(out.past_key_values, out.sequences.shape[1] - ids.shape[1], first[0] - begin, time.perf_counter() - first[0])
+    return closing_line(cache_of(out), out.sequences.shape[1] - ids.shape[1], first[0] - begin, time.perf_counter() - first[0])
 
 
 def closing_line(cache, tokens: int, prefill: float, decode: float) -> str:

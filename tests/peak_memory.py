@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 import int4kv
 from int4kv.attention import attend_chunk
+from int4kv.naming import as_argument
 
 LAYERS, HEADS, HEAD_DIM, CHUNK = 12, 2, 128, 256
 
@@ -46,7 +47,7 @@ def generating(kind):
         cache = make_cache(kind, model.config)
         ids = torch.randint(300, (1, tokens))
         for _ in range(9):
-            ids = model(ids, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
+            ids = model(ids, **as_argument(cache), logits_to_keep=1).logits[:, -1:].argmax(-1)
         return cache
 
     return run

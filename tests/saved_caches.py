@@ -4,11 +4,12 @@ import torch
 from tiny_models import random_ids
 
 import int4kv
+from int4kv.naming import as_argument
 
 
 @torch.no_grad()
 def forward(model, ids, cache, mask=None):
-    return model(ids, past_key_values=cache, attention_mask=mask, use_cache=True).logits
+    return model(ids, **as_argument(cache), attention_mask=mask, use_cache=True).logits
 
 
 def filled(model, ids, mask=None, config=None):

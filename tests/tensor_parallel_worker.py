@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
 
 import int4kv
+from int4kv.naming import as_argument
 
 RANK = int(os.environ.get("RANK", 0))
 NEW, DIES_AT, EXIT_CODE = 24, 5, 7
@@ -43,7 +44,7 @@ def generate(model, folder, options, given):
     config = int4kv.Int4KVConfig.load(folder) if options == "calibrated" else int4kv.Int4KVConfig(**options)
     int4kv.patch(model, config)
     cache = int4kv.Int4Cache(model.config, config)
-    tokens = model.generate(prompt().to(model.device), do_sample=False, max_new_tokens=NEW, past_key_values=cache, **given)
+    tokens = model.generate(prompt().to(model.device), do_sample=False, max_new_tokens=NEW, **as_argument(cache), **given)
     return dict(tokens=tokens.tolist(), heads=[layer.num_heads for layer in cache.layers])
 
 

@@ -9,6 +9,7 @@ from devices import on_device
 from tiny_models import SPECIAL, VOCAB, finished, random_ids, tiny_qwen2
 
 import int4kv
+from int4kv.naming import cache_of
 
 SHAPE = dict(vocab_size=VOCAB, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.12)
@@ -33,7 +34,7 @@ def test_architecture(name):
     with int4kv.patched(model, bits=16):
         assert torch.equal(model.generate(ids, **options), expected)
     with int4kv.patched(model):
-        cache = model.generate(ids, return_dict_in_generate=True, **options).past_key_values
+        cache = cache_of(model.generate(ids, return_dict_in_generate=True, **options))
         assert isinstance(cache, int4kv.Int4Cache) and cache.get_seq_length() == 63
         assert cache.layers[0].codes.tensors[0].dtype == torch.uint8
 

@@ -11,6 +11,7 @@ from devices import DEVICE, on_device
 from tiny_models import random_ids, tiny_qwen2
 
 import int4kv
+from int4kv.naming import as_argument, cache_of
 from int4kv.saved.layers import describe
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
@@ -111,7 +112,7 @@ def test_sequences_that_finish_leave_and_the_others_go_on(model, prefill):
         token = ids
         for step in range(steps):
             positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -token.shape[1] :]
-            logits = model(token, attention_mask=mask, position_ids=positions, past_key_values=cache).logits[:, -1]
+            logits = model(token, attention_mask=mask, position_ids=positions, **as_argument(cache)).logits[:, -1]
             token = logits.argmax(-1, keepdim=True)
             for row, name in enumerate(staying):
                 found[name].append(int(token[row]))
@@ -129,10 +130,10 @@ def right_padded(model, prompts, new):
     width, lengths = max(p.shape[1] for p in prompts), torch.tensor([p.shape[1] for p in prompts], device=DEVICE)
     ids = torch.cat([torch.nn.functional.pad(p, (0, width - p.shape[1])) for p in prompts])
     mask = (torch.arange(width, device=DEVICE) < lengths[:, None]).long()
-    cache, found = model(ids, attention_mask=mask, use_cache=True).past_key_values, []
+    cache, found = cache_of(model(ids, attention_mask=mask, use_cache=True)), []
     for step in range(new.shape[1]):
         mask, positions = torch.nn.functional.pad(mask, (0, 1), value=1), (lengths + step)[:, None]
-        found.append(model(new[:, step : step + 1], attention_mask=mask, position_ids=positions, past_key_values=cache).logits)
+        found.append(model(new[:, step : step + 1], attention_mask=mask, position_ids=positions, **as_argument(cache)).logits)
     return torch.cat(found, 1), cache
 
 
@@ -146,7 +147,7 @@ def test_right_padding_is_left_out(model):
     with int4kv.patched(model):
         _, together = right_padded(model, prompts, new[:, :1])
         for row, prompt in enumerate(prompts):
-            alone = model(prompt, use_cache=True).past_key_values.layers[0].centres[0]
+            alone = cache_of(model(prompt, use_cache=True)).layers[0].centres[0]
             assert torch.allclose(together.layers[0].centres[0][row], alone[0], atol=1e-5)
 
 

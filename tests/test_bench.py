@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 import int4kv
 from int4kv import models, ops
 from int4kv.attention import attend_chunk
+from int4kv.naming import as_argument
 
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
@@ -184,8 +185,8 @@ def test_the_preallocated_fp_caches_decode_as_the_stock_one_does():
         contender = baselines.CACHES[name]
         model.set_attn_implementation(contender.attention)
         cache = contender.make(model.config, 60)
-        model(ids, past_key_values=cache)
-        logits[name] = torch.cat([model(token, past_key_values=cache).logits for _ in range(3)])
+        model(ids, **as_argument(cache))
+        logits[name] = torch.cat([model(token, **as_argument(cache)).logits for _ in range(3)])
     for name, found in logits.items():
         assert torch.allclose(found, logits["dynamic"], atol=1e-4), name
 

@@ -48,7 +48,7 @@ def test_the_refusal_comes_before_the_library_is_opened(setup, message):
 
 
 def test_the_transformers_that_was_asked_for():
-    """make test-older sets the version through PYTHONPATH; a silent mix-up would test nothing."""
+    """make test-other sets the version through PYTHONPATH; a silent mix-up would test nothing."""
     assert transformers.__version__ == os.environ.get("EXPECTED_TRANSFORMERS", transformers.__version__)
 
 

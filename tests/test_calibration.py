@@ -15,6 +15,7 @@ from int4kv.calibration import Calibration, LayerCalibration
 from int4kv.evaluation.evaluate import evaluate, windows
 from int4kv.calibration.learning import balanced, cayley, channel_lambda, learned, reflections, trace
 from int4kv.evaluation.recipes import Recipe
+from int4kv.naming import as_argument
 from int4kv.rotation import rotation_matrix
 
 EVERYTHING = dict(centre=True, v_centre=True, channel_lambda=True, rotation="balanced")
@@ -30,7 +31,7 @@ def rows(*shape, seed=0):
 def keys_and_values(model, ids):
     """Every layer's keys and values, those that a sliding layer's cache would forget too."""
     cache = DynamicCache()
-    model(ids, past_key_values=cache, use_cache=True)
+    model(ids, **as_argument(cache), use_cache=True)
     return [(on_cpu(layer.keys).float(), on_cpu(layer.values).float()) for layer in cache.layers]
 
 

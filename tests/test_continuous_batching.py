@@ -178,6 +178,12 @@ def test_recipes_that_pages_cannot_hold_are_refused(config):
         batch(model, [[1, 2, 3]])
 
 
+def test_another_attention_than_int4kv_is_refused():
+    model = int4kv.patch(tiny_qwen2(), centre=None)
+    model.set_attn_implementation("sdpa")
+    assert "the model's attention is sdpa; accepted with int4 pages: int4kv" in batch(model, [[1, 2, 3]])[0].error
+
+
 def test_an_older_transformers_is_told(monkeypatch):
     from int4kv.batching.cache import with_names
 

@@ -9,12 +9,13 @@ from tiny_models import random_ids, tiny_gemma3, tiny_qwen2
 from transformers import DynamicCache, StaticCache
 
 import int4kv
+from int4kv.naming import as_argument
 from int4kv.saved.layers import describe
 
 
 @torch.no_grad()
 def read(model, ids, cache, mask=None):
-    model(ids, past_key_values=cache, attention_mask=mask, use_cache=True)
+    model(ids, **as_argument(cache), attention_mask=mask, use_cache=True)
     return cache
 
 
@@ -56,8 +57,8 @@ def test_exact_storage_goes_on_with_the_stock_tokens_either_way(model):
     dynamic, direct = read_both(model, ids[:, :-1], bits=16)
     with int4kv.patched(model, bits=16):
         converted = int4kv.Int4Cache.from_dynamic(dynamic, model.config, bits=16)
-        assert torch.equal(model.generate(ids, past_key_values=converted, max_new_tokens=new, do_sample=False), expected)
-    assert torch.equal(model.generate(ids, past_key_values=direct.to_dynamic(), max_new_tokens=new, do_sample=False), expected)
+        assert torch.equal(model.generate(ids, **as_argument(converted), max_new_tokens=new, do_sample=False), expected)
+    assert torch.equal(model.generate(ids, **as_argument(direct.to_dynamic()), max_new_tokens=new, do_sample=False), expected)
 
 
 def test_padding_is_left_out_of_the_centre(model):

@@ -7,6 +7,7 @@ from devices import DEVICE
 from tiny_models import MAKERS, random_ids
 
 import int4kv
+from int4kv.naming import as_argument
 
 pytestmark = pytest.mark.gpu_only  # beside the CPU
 NEW = 24
@@ -46,7 +47,7 @@ def test_the_text_is_that_of_one_device(spread, options):
 def test_each_layers_cache_is_where_the_layer_is(spread):
     both, _ = spread
     cache = int4kv.Int4Cache(both.config)
-    greedy(int4kv.patch(both), random_ids(2, 60), past_key_values=cache)
+    greedy(int4kv.patch(both), random_ids(2, 60), **as_argument(cache))
     for layer, module in zip(cache.layers, both.model.layers, strict=True):
         home = module.self_attn.k_proj.weight.device
         assert {tensor.device for tensor in layer.tensors().values()} == {home}, f"layer {layer.layer_idx} is on {home}"

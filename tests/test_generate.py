@@ -11,6 +11,7 @@ from devices import DEVICE
 from tiny_models import random_ids
 
 import int4kv
+from int4kv.naming import as_argument, cache_of
 
 NEW = 24
 NEVER = 10_000  # prompt lookup wants an end-of-sequence token
@@ -106,33 +107,33 @@ def long_chunks(m, ids, assistant):
 
 def crop_and_repeat(m, ids, assistant):
     with torch.no_grad():
-        cache = m(ids[:, :-1], use_cache=True).past_key_values
+        cache = cache_of(m(ids[:, :-1], use_cache=True))
         for token in (5, 6, 7, 8):
-            m(torch.tensor([[token]], device=DEVICE), past_key_values=cache)
+            m(torch.tensor([[token]], device=DEVICE), **as_argument(cache))
     take_back(cache, 4, cache.get_seq_length())
-    return greedy(m, ids, past_key_values=cache)
+    return greedy(m, ids, **as_argument(cache))
 
 
 def saved_and_loaded(m, ids, assistant):
     with torch.no_grad():
-        cache = m(ids[:, :-1], use_cache=True).past_key_values
+        cache = cache_of(m(ids[:, :-1], use_cache=True))
     file = io.BytesIO()
     torch.save(cache, file)
     file.seek(0)
-    return greedy(m, ids, past_key_values=torch.load(file, weights_only=False))
+    return greedy(m, ids, **as_argument(torch.load(file, weights_only=False)))
 
 
 def inference_mode(m, ids, assistant):
     with torch.inference_mode():
-        cache = m(ids[:, :-1], use_cache=True).past_key_values
-    return greedy(m, ids, past_key_values=cache)
+        cache = cache_of(m(ids[:, :-1], use_cache=True))
+    return greedy(m, ids, **as_argument(cache))
 
 
 def copied_prefix(m, ids, assistant):
     with torch.no_grad():
-        cache = m(ids[:, :-1], use_cache=True).past_key_values
-    greedy(m, torch.cat([ids, random_ids(1, 9, seed=4)], 1), past_key_values=copy.deepcopy(cache))
-    return greedy(m, ids, past_key_values=copy.deepcopy(cache))
+        cache = cache_of(m(ids[:, :-1], use_cache=True))
+    greedy(m, torch.cat([ids, random_ids(1, 9, seed=4)], 1), **as_argument(copy.deepcopy(cache)))
+    return greedy(m, ids, **as_argument(copy.deepcopy(cache)))
 
 
 def copied_model(m, ids, assistant):
@@ -141,12 +142,12 @@ def copied_model(m, ids, assistant):
 
 def row_of_repeated_batch(m, ids, assistant):
     with torch.no_grad():
-        cache = m(ids[:, :-1], use_cache=True).past_key_values
+        cache = cache_of(m(ids[:, :-1], use_cache=True))
     cache.batch_repeat_interleave(3)
     cache.batch_select_indices(torch.tensor([2, 0]))
     cache.reorder_cache(torch.tensor([1, 0]))
     assert cache.batch_size == 2
-    return greedy(m, ids.repeat(2, 1), past_key_values=cache)[:1]
+    return greedy(m, ids.repeat(2, 1), **as_argument(cache))[:1]
 
 
 WAYS = [assisted, eager_assistant, prompt_lookup, chunked, long_chunks, crop_and_repeat, saved_and_loaded, inference_mode,
@@ -175,7 +176,7 @@ def test_multi_turn_reuse(model):
     def run(m):
         first = greedy(m, random_ids(1, 40), return_dict_in_generate=True)
         second = torch.cat([first.sequences, random_ids(1, 7, seed=5)], 1)
-        return greedy(m, second, past_key_values=first.past_key_values)
+        return greedy(m, second, **as_argument(cache_of(first)))
 
     expected = stock(model, run)
     with int4kv.patched(model, **EXACT):
@@ -198,7 +199,7 @@ def test_packed_attention_equals_dequantised_sdpa(model):
     with int4kv.patched(model, recent=0, **PACKED):
         expected = greedy(model, ids)
     cache = int4kv.Int4Cache(model.config, recent=0, **PACKED)
-    assert torch.equal(greedy(model, ids, past_key_values=cache), expected)
+    assert torch.equal(greedy(model, ids, **as_argument(cache)), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

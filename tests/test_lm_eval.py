@@ -17,6 +17,7 @@ from test_quality import TEXT
 import int4kv
 from int4kv import models
 from int4kv.evaluation.recipes import parse_recipes
+from int4kv.naming import as_argument
 
 pytestmark = pytest.mark.cpu_only
 
@@ -69,7 +70,7 @@ def token_by_token(task, model, tokenizer, recipe) -> list:
         cache, total = recipe.new_cache(model, ids.shape[1]), 0.0
         with recipe.applied(model):
             for t in range(ids.shape[1] - 1):
-                found = model(ids[:, t : t + 1], past_key_values=cache, use_cache=True).logits[0, 0].log_softmax(-1)
+                found = model(ids[:, t : t + 1], **as_argument(cache), use_cache=True).logits[0, 0].log_softmax(-1)
                 total += found[ids[0, t + 1]].item() if t + 1 >= begin else 0.0
         sums.append(total)
     return sums

@@ -7,6 +7,7 @@ from devices import DEVICE
 import int4kv
 from int4kv import ops
 from int4kv.models import load
+from int4kv.naming import as_argument, cache_of
 from int4kv.rotation import hadamard_signs
 
 pytestmark = pytest.mark.mps_only
@@ -53,7 +54,7 @@ def test_every_layer_of_a_model_takes_no_more_and_its_kernels_were_built_by_patc
     built = ops.prepare(DEVICE, [])
     out = model.generate(torch.ones(1, 40, dtype=torch.long, device=DEVICE), max_new_tokens=2, do_sample=False, return_dict_in_generate=True)
     rig.reset_counters()
-    model(out.sequences[:, -1:], past_key_values=out.past_key_values)
+    model(out.sequences[:, -1:], **as_argument(cache_of(out)))
     kernels = rig.kernels_dispatched()
     assert len(kernels) == 2 * model.config.num_hidden_layers  # 43 tokens: one split
     assert ops.prepare(DEVICE, []) == built

@@ -7,6 +7,7 @@ from tiny_models import random_ids
 from transformers.cache_utils import DynamicCache
 
 import int4kv
+from int4kv.naming import as_argument
 
 OPTIONS = dict(do_sample=False, max_new_tokens=20)
 
@@ -17,7 +18,7 @@ def paged(model, rows=4, **overrides):
 
 
 def continued(model, cache, ids, **options):
-    return model.generate(ids, past_key_values=cache, **(OPTIONS | options))
+    return model.generate(ids, **as_argument(cache), **(OPTIONS | options))
 
 
 def padded(side):
@@ -73,13 +74,13 @@ def test_right_padding_is_that_row_alone(model):
     int4kv.patch(model, centre=None)
     ids, mask = padded("right")
     _, cache = paged(model, centre=None)
-    model(ids, attention_mask=mask, past_key_values=cache)
+    model(ids, attention_mask=mask, **as_argument(cache))
     next_ids, positions = random_ids(3, 1, seed=2), mask.sum(dim=1, keepdim=True)
-    together = model(next_ids, attention_mask=torch.cat([mask, torch.ones_like(next_ids)], 1), position_ids=positions, past_key_values=cache)
+    together = model(next_ids, attention_mask=torch.cat([mask, torch.ones_like(next_ids)], 1), position_ids=positions, **as_argument(cache))
     for row, tokens in enumerate((40, 90, 3)):
         _, alone = paged(model, centre=None)
-        model(ids[row : row + 1, :tokens], past_key_values=alone)
-        logits = model(next_ids[row : row + 1], past_key_values=alone).logits
+        model(ids[row : row + 1, :tokens], **as_argument(alone))
+        logits = model(next_ids[row : row + 1], **as_argument(alone)).logits
         assert torch.allclose(together.logits[row].cpu(), logits[0].cpu(), atol=2e-3)
 
 
@@ -91,18 +92,18 @@ def test_rows_leave_join_and_are_cropped_alone(model):
     lengths, ids = (40, 90, 17), random_ids(4, 120)
     for row, tokens in enumerate(lengths):
         joining = int4kv.Int4PagedCache(pool)
-        model(ids[row : row + 1, :tokens], past_key_values=joining)
+        model(ids[row : row + 1, :tokens], **as_argument(joining))
         cache.join(joining)
     cache.batch_select_indices(torch.tensor([2, 0]))
     cache.crop_rows([17, 33])
     assert cache.lengths == [17, 33] and pool.rings.free == 2
     positions = torch.tensor([[17], [33]], device=DEVICE)
-    together = model(random_ids(2, 1, seed=3), position_ids=positions, past_key_values=cache).logits
+    together = model(random_ids(2, 1, seed=3), position_ids=positions, **as_argument(cache)).logits
     for place, (row, tokens, read) in enumerate(((2, 17, 17), (0, 33, 40))):
         alone = int4kv.Int4PagedCache(pool)
-        model(ids[row : row + 1, :read], past_key_values=alone)
+        model(ids[row : row + 1, :read], **as_argument(alone))
         alone.crop(tokens - read)
-        logits = model(random_ids(2, 1, seed=3)[place : place + 1], past_key_values=alone).logits
+        logits = model(random_ids(2, 1, seed=3)[place : place + 1], **as_argument(alone)).logits
         assert torch.allclose(together[place].cpu(), logits[0].cpu(), atol=2e-3)
 
 
@@ -116,7 +117,7 @@ def test_a_reorder_of_long_beams_moves_a_ring_and_no_page():
     paged, fp = int4kv.Int4PagedCache(pool), DynamicCache(config=model.config)
     for part in random_ids(3, 2000).split(500, dim=1):
         for cache in (paged, fp):
-            model(part, past_key_values=cache)
+            model(part, **as_argument(cache))
     before = pool.copied_bytes
     paged.reorder_cache(torch.tensor([1, 1, 0], device=DEVICE))
     copied = pool.copied_bytes - before
@@ -129,20 +130,20 @@ def test_out_of_pages_leaves_other_rows_as_they_were(model):
     int4kv.patch(model, centre=None)
     pool = int4kv.PagePool(model.config, pages=10, sequences=3, page_size=8, device=DEVICE, centre=None)
     held, refused = int4kv.Int4PagedCache(pool), int4kv.Int4PagedCache(pool)
-    model(random_ids(1, 40), past_key_values=held)
+    model(random_ids(1, 40), **as_argument(held))
     with pytest.raises(int4kv.paging.OutOfPages, match="are needed for layers with full attention and 5 of 10 are free"):
-        model(random_ids(1, 60), past_key_values=refused)
+        model(random_ids(1, 60), **as_argument(refused))
     assert held.lengths == [40] and refused.lengths == [] and pool.rings.free == 2
-    model(random_ids(1, 40), past_key_values=refused)
+    model(random_ids(1, 40), **as_argument(refused))
 
 
 @torch.no_grad()
 def test_what_does_not_fit_is_refused(model):
     int4kv.patch(model)
     _, cache = paged(model)
-    model(random_ids(2, 5), past_key_values=cache)
+    model(random_ids(2, 5), **as_argument(cache))
     with pytest.raises(ValueError, match="key_states has 1 rows; this cache has 2"):
-        model(random_ids(1, 1), past_key_values=cache)
+        model(random_ids(1, 1), **as_argument(cache))
     for name, move in (("indices", cache.batch_select_indices), ("beam_idx", cache.reorder_cache)):
         with pytest.raises(ValueError, match=rf"{name} is \[2\]; accepted: indices from -2 to 1, or a bool mask \[2\]: the cache holds 2"):
             move(torch.tensor([2]))

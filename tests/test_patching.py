@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicCache
 
 import int4kv
 from int4kv.attention import int4kv_attention
+from int4kv.naming import CACHE, as_argument, cache_of, check_name
 from int4kv.patching import check_transformers
 
 
@@ -60,9 +61,9 @@ def test_a_bad_config_changes_nothing():
 
 def test_plain_forward_makes_a_cache(model):
     with int4kv.patched(model), torch.no_grad():
-        assert isinstance(model(random_ids(1, 5)).past_key_values, int4kv.Int4Cache)
-        assert isinstance(model(random_ids(1, 5), torch.ones(1, 5, device=DEVICE)).past_key_values, int4kv.Int4Cache)
-        assert model(random_ids(1, 5), use_cache=False).past_key_values is None
+        assert isinstance(cache_of(model(random_ids(1, 5))), int4kv.Int4Cache)
+        assert isinstance(cache_of(model(random_ids(1, 5), torch.ones(1, 5, device=DEVICE))), int4kv.Int4Cache)
+        assert cache_of(model(random_ids(1, 5), use_cache=False)) is None
 
 
 def test_evaluation_through_forward_reads_the_codes(model):
@@ -108,7 +109,7 @@ def test_a_saved_patched_model_loads_as_stock(tmp_path):
 def test_skipped_layers_are_exact_and_reported():
     model = tiny_qwen2(num_hidden_layers=4)
     with int4kv.patched(model, skip_layers=(0, 3)):
-        cache = greedy(model, random_ids(1, 20), return_dict_in_generate=True).past_key_values
+        cache = cache_of(greedy(model, random_ids(1, 20), return_dict_in_generate=True))
         rows = int4kv.report(model).layers
     assert [r.bits for r in rows] == ["16", "4", "4", "16"]
     assert [r.skipped for r in rows] == ["named in skip_layers", "", "", "named in skip_layers"]
@@ -118,7 +119,7 @@ def test_skipped_layers_are_exact_and_reported():
 def test_report_is_a_table_of_what_is_held():
     model = tiny_gemma3()
     with int4kv.patched(model):
-        cache = greedy(model, random_ids(1, 60), return_dict_in_generate=True).past_key_values
+        cache = cache_of(greedy(model, random_ids(1, 60), return_dict_in_generate=True))
         report = int4kv.report(model)
     assert report.bytes == cache.memory_footprint() == cache.nbytes
     assert [r.window for r in report.layers] == [24, None, 24]
@@ -133,7 +134,7 @@ def test_report_is_a_table_of_what_is_held():
 def test_the_model_does_not_keep_a_cache_alive():
     model = tiny_qwen2()
     with int4kv.patched(model):
-        cache = weakref.ref(greedy(model, random_ids(1, 20), return_dict_in_generate=True).past_key_values)
+        cache = weakref.ref(cache_of(greedy(model, random_ids(1, 20), return_dict_in_generate=True)))
         assert cache() is None
         assert int4kv.report(model).bytes == 0
 
@@ -144,21 +145,21 @@ def test_a_cache_of_another_model_is_refused():
         for other, message in ((tiny_gemma3().config, "num_key_value_heads 1; this model has 2"),
                                (tiny_qwen2(head_dim=64).config, "head_dim 64; this model has 32"),
                                (tiny_qwen2(num_hidden_layers=1).config, "layers and sliding windows")):
-            with pytest.raises(ValueError, match=f"past_key_values was made for a model with .*{message}"):
-                greedy(model, random_ids(1, 5), past_key_values=int4kv.Int4Cache(other))
+            with pytest.raises(ValueError, match=f"{CACHE} was made for a model with .*{message}"):
+                greedy(model, random_ids(1, 5), **as_argument(int4kv.Int4Cache(other)))
 
 
 def test_a_cache_with_another_config_keeps_its_own():
     model = tiny_qwen2()
     with int4kv.patched(model, recent=32):
         cache = int4kv.Int4Cache(model.config, recent=0, group_size=32)
-        greedy(model, random_ids(1, 5), past_key_values=cache)
+        greedy(model, random_ids(1, 5), **as_argument(cache))
     assert cache.layers[0].recent is None
 
 
 def test_a_mask_of_the_wrong_length_is_refused(model):
     with int4kv.patched(model), torch.no_grad():
-        cache = model(random_ids(1, 20)).past_key_values
+        cache = cache_of(model(random_ids(1, 20)))
         last = cache.layers[-1]
         chunk = last.update(*(torch.zeros(1, last.num_heads, 1, last.head_dim, device=DEVICE),) * 2)[0]
         query, mask = torch.zeros(1, 4, 1, last.head_dim, device=DEVICE), torch.ones(1, 1, 1, 3, dtype=torch.bool, device=DEVICE)
@@ -178,8 +179,23 @@ def test_a_users_own_dynamic_cache_works_and_is_reported(model, monkeypatch):
     with int4kv.patched(model):
         greedy(model, ids)
         assert not warnings
-        assert torch.equal(greedy(model, ids, past_key_values=DynamicCache(config=model.config)), expected)
-    assert "past_key_values is a DynamicCache, which is used as it is: nothing is quantised" in warnings[0]
+        assert torch.equal(greedy(model, ids, **as_argument(DynamicCache(config=model.config))), expected)
+    assert f"{CACHE} is a DynamicCache, which is used as it is: nothing is quantised" in warnings[0]
+
+
+def test_a_cache_by_its_old_name_is_the_one_used(model):
+    """What transformers still takes from those who wrote for versions before 5.24."""
+    ids = random_ids(1, 20)
+    with int4kv.patched(model), torch.no_grad():
+        cache = int4kv.Int4Cache(model.config)
+        assert cache_of(model(ids[:, :-1], past_key_values=cache)) is cache
+        assert torch.equal(greedy(model, ids, past_key_values=cache), greedy(model, ids)) and cache.get_seq_length() == 27
+
+
+def test_a_cache_by_its_new_name_is_refused_where_models_do_not_know_it(monkeypatch):
+    monkeypatch.setattr("int4kv.naming.CACHE", "past_key_values")
+    with pytest.raises(TypeError, match=f"cache is a dict; accepted by models of transformers {transformers.__version__}: past_key_values"):
+        check_name({"cache": {}})
 
 
 def test_continuous_batching_names_a_transformers_without_allocators(model, monkeypatch):
@@ -191,8 +207,8 @@ def test_continuous_batching_names_a_transformers_without_allocators(model, monk
         model.init_continuous_batching()
 
 
-@pytest.mark.parametrize("version", ["5.24.0", "5.25.0.dev0", "6.0.0"])
+@pytest.mark.parametrize("version", ["5.25.0", "5.26.0.dev0", "6.0.0"])
 def test_a_transformers_that_is_too_new_is_refused(version):
-    with pytest.raises(ImportError, match=f"transformers is {version}; accepted are 4.57 to 5.23"):
+    with pytest.raises(ImportError, match=f"transformers is {version}; accepted are 4.57 to 5.24"):
         check_transformers(version)
-    check_transformers("5.23.1")
+    check_transformers("5.24.1")

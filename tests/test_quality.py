@@ -17,6 +17,7 @@ from int4kv.baselines import PlainInt4Cache
 from int4kv.config import text_config
 from int4kv.evaluation.evaluate import evaluate, quality, windows
 from int4kv.evaluation.recipes import parse_recipes
+from int4kv.naming import as_argument
 
 TEXT = (Path(__file__).parent / "data" / "heldout.txt").read_text()
 LARGEST_KL = {"tiny-qwen2": 0.004, "tiny-gemma3": 0.003}
@@ -129,7 +130,7 @@ def test_packed_forward_equals_token_by_token():
         at_once = model(ids).logits
         cache, steps = int4kv.Int4Cache(model.config, prefill="packed"), []
         for t in range(ids.shape[1]):
-            steps.append(model(ids[:, t : t + 1], past_key_values=cache).logits)
+            steps.append(model(ids[:, t : t + 1], **as_argument(cache)).logits)
     ours, theirs = torch.cat(steps, 1).log_softmax(-1), at_once.log_softmax(-1)
     kl = (theirs.exp() * (theirs - ours)).sum(-1).mean()
     assert kl < 1e-4, kl  # a code flips where matrix products of another size round differently; the codes themselves cost 2e-3

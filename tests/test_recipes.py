@@ -12,6 +12,7 @@ import int4kv
 from int4kv import reference
 from int4kv.attention import attend_chunk
 from int4kv.config import BITS, CODEBOOKS
+from int4kv.naming import cache_of
 from int4kv.presets import PRESETS
 
 
@@ -102,7 +103,7 @@ def test_short_sequences_are_read_exactly_up_to_the_start(recent):
 def test_layers_apart():
     model = tiny_qwen2(num_hidden_layers=4)
     with int4kv.patched(model, bits=3, layer_bits={0: 8, -1: (8, 4), 2: 16}):
-        cache = model(random_ids(1, 50)).past_key_values
+        cache = cache_of(model(random_ids(1, 50)))
         rows = int4kv.report(cache).layers
     assert [r.bits for r in rows] == ["8", "3", "16", "8/4"] and [r.skipped for r in rows] == [""] * 4
     widths = [tuple(layer.codes.tensors[i].shape[-1] for i in (0, 2)) for layer in cache.layers]
@@ -116,7 +117,7 @@ def test_layers_apart():
 def test_presets_generate_and_report_what_they_hold(name, make):
     model = make()
     with int4kv.patched(model, int4kv.preset(name)):
-        cache = model.generate(random_ids(2, 40), do_sample=False, max_new_tokens=8, return_dict_in_generate=True).past_key_values
+        cache = cache_of(model.generate(random_ids(2, 40), do_sample=False, max_new_tokens=8, return_dict_in_generate=True))
     assert cache.config == int4kv.preset(name) and cache.get_seq_length() == 47
     assert all(row.ratio > 1 for row in int4kv.report(cache, 1000).layers if not row.window)
     assert int4kv.report(cache).bytes == cache.memory_footprint()

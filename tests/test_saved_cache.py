@@ -9,6 +9,7 @@ from saved_caches import check_same_future, filled, forward
 from tiny_models import random_ids, tiny_qwen2
 
 import int4kv
+from int4kv.naming import cache_of
 
 TOKENS = 300
 RECIPES = {
@@ -60,10 +61,10 @@ def test_after_generating_wrapping_around_and_recording(model, tmp_path):
     """What generate returned, a ring that has wrapped around, and one that assisted decoding has made longer."""
     with int4kv.patched(model, max_cache_len=TOKENS):
         out = model.generate(random_ids(2, 30), max_new_tokens=90, do_sample=False, return_dict_in_generate=True)
-        int4kv.save_cache(out.past_key_values, tmp_path / "saved", model, input_ids=out.sequences)
+        int4kv.save_cache(cache_of(out), tmp_path / "saved", model, input_ids=out.sequences)
         loaded = int4kv.load_cache(tmp_path / "saved", model, input_ids=out.sequences)
         assert loaded.get_seq_length() == 119
-        check_same_future(model, out.past_key_values, loaded)
+        check_same_future(model, cache_of(out), loaded)
         cache = filled(model, random_ids(1, 100))
         cache.activate_past_recording()
         for _ in range(60):

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from tiny_models import random_ids, tiny_qwen2
 
 import int4kv
+from int4kv.naming import cache_of
 from int4kv.replacing import replacing
 from int4kv.saved import container
 
@@ -151,7 +152,7 @@ def model():
 @pytest.fixture(scope="module")
 def cache(model):
     with torch.no_grad():
-        return model(random_ids(1, 60), use_cache=True).past_key_values
+        return cache_of(model(random_ids(1, 60), use_cache=True))
 
 
 def test_a_full_disk_is_an_error_and_the_old_file_stays(model, cache, tmp_path):

@@ -10,6 +10,7 @@ from saved_caches import filled
 from tiny_models import MAKERS, random_ids, tiny_qwen2
 
 import int4kv
+from int4kv.naming import CACHE, as_argument
 from int4kv.saved import container, identity
 
 MISMATCHES = {
@@ -95,7 +96,7 @@ def test_a_longer_prompt_is_accepted_and_ids_that_were_not_saved_are_not_guessed
     with int4kv.patched(model):
         longer = torch.cat([random_ids(1, 60), random_ids(1, 7, seed=5)], 1)
         cache = int4kv.load_cache(saved, model, input_ids=longer)
-        assert torch.equal(model.generate(longer, past_key_values=cache, max_new_tokens=4, do_sample=False)[:, :67], longer)
+        assert torch.equal(model.generate(longer, **as_argument(cache), max_new_tokens=4, do_sample=False)[:, :67], longer)
         int4kv.save_cache(cache, saved, model)
         with pytest.raises(ValueError, match="was saved without input_ids; accepted: input_ids None"):
             int4kv.load_cache(saved, model, input_ids=longer)
@@ -113,7 +114,7 @@ def test_what_is_no_filled_int4_cache_is_not_saved(model, tmp_path):
         with pytest.raises(error, match=message):
             int4kv.save_cache(cache, tmp_path / "saved", model)
     others = {name: make for name, make in MAKERS.items() if not isinstance(model, type(make()))}
-    with pytest.raises(ValueError, match="past_key_values was made for a model with"):
+    with pytest.raises(ValueError, match=f"{CACHE} was made for a model with"):
         int4kv.save_cache(filled(model, random_ids(1, 9), config=int4kv.Int4KVConfig()), tmp_path / "saved", next(iter(others.values()))())
     assert not list(tmp_path.iterdir())
 

@@ -7,6 +7,7 @@ from saved_caches import check_same_future, filled, forward
 from tiny_models import random_ids, tiny_qwen2
 
 import int4kv
+from int4kv.naming import CACHE, as_argument
 from int4kv.paging import OutOfPages, OutOfRings
 from int4kv.saved import container
 
@@ -85,11 +86,11 @@ def test_a_row_among_others_that_are_padded_forked_and_cropped(model, tmp_path):
 def test_generate_goes_on_from_a_file(model, tmp_path):
     int4kv.patch(model)
     ids, options = random_ids(1, 70), dict(max_new_tokens=20, do_sample=False)
-    expected = model.generate(ids, past_key_values=int4kv.Int4PagedCache(pool_of(model)), **options)
+    expected = model.generate(ids, **as_argument(int4kv.Int4PagedCache(pool_of(model))), **options)
     int4kv.save_cache(paged(model, ids[:, :60]), tmp_path / "saved", model, input_ids=ids)
     pool = pool_of(model)
     cache = int4kv.load_cache(tmp_path / "saved", model, input_ids=ids, pool=pool)
-    assert torch.equal(model.generate(ids, past_key_values=cache, **options), expected)
+    assert torch.equal(model.generate(ids, **as_argument(cache), **options), expected)
     cache.free()
     assert pool.rings.free == 4 and all(group.pages.free == group.pages.count for group in pool.groups)
 
@@ -158,7 +159,7 @@ def test_a_pool_has_its_own_config_device_and_model(model, saved):
     for name, value in (("config", int4kv.Int4KVConfig()), ("device", "cpu")):
         with pytest.raises(ValueError, match=f"{name} is .*; accepted with a pool, which has its own: None"):
             int4kv.load_cache(saved, model, pool=pool, **{name: value})
-    with pytest.raises(ValueError, match="past_key_values was made for a model with"):
+    with pytest.raises(ValueError, match=f"{CACHE} was made for a model with"):
         int4kv.load_cache(saved, tiny_qwen2(num_hidden_layers=1), pool=pool)
 
 

@@ -10,6 +10,7 @@ from test_format import buffers, same_bits
 
 import int4kv
 from int4kv import ops
+from int4kv.naming import CACHE, as_argument
 
 NEW = 40  # more than the window of a tiny Gemma-3, beyond the ring of exact rows
 STATIC = dict(cache_implementation="static")
@@ -56,7 +57,7 @@ def graphs():
 def prefilled(model, tokens=60, capacity=64, batch=1):
     cache = int4kv.Int4StaticCache(model.config, capacity)
     with torch.no_grad():
-        model(random_ids(batch, tokens), past_key_values=cache)
+        model(random_ids(batch, tokens), **as_argument(cache))
     return cache
 
 
@@ -94,13 +95,13 @@ def test_a_second_turn(model):
     int4kv.patch(model)
     turns = []
     for cache in (int4kv.Int4Cache(model.config), int4kv.Int4StaticCache(model.config, 200)):
-        first = generate(model, random_ids(1, 60), past_key_values=cache)
-        turns.append(generate(model, torch.cat([first, random_ids(1, 30, seed=2)], 1), past_key_values=cache))
+        first = generate(model, random_ids(1, 60), **as_argument(cache))
+        turns.append(generate(model, torch.cat([first, random_ids(1, 30, seed=2)], 1), **as_argument(cache)))
     assert torch.equal(*turns)
 
 
 def test_under_another_attention_it_hands_out_dense_rows(model):
-    found = [generate(model, random_ids(1, 60), past_key_values=cache)
+    found = [generate(model, random_ids(1, 60), **as_argument(cache))
              for cache in (int4kv.Int4Cache(model.config), int4kv.Int4StaticCache(model.config, 100))]
     assert torch.equal(*found)
 
@@ -137,7 +138,7 @@ def test_a_compiled_forward_takes_the_prompt_eagerly(model, way):
     model.forward = torch.compile(model.forward, backend="eager", fullgraph=True)
     try:
         for _ in range(2):
-            assert torch.equal(generate(model, **given, past_key_values=cache), expected)
+            assert torch.equal(generate(model, **given, **as_argument(cache)), expected)
             cache.reset()
     finally:
         del model.forward
@@ -157,9 +158,9 @@ def test_a_prompt_in_a_graph_is_refused_by_name(model):
     cache = int4kv.Int4StaticCache(model.config, 64)
     compiling()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    with pytest.raises(RuntimeError, match="past_key_values takes 60 tokens of a prompt.*accepted in a compiled graph: single tokens"):
+    with pytest.raises(RuntimeError, match=f"{CACHE} takes 60 tokens of a prompt.*accepted in a compiled graph: single tokens"):
         with torch.no_grad():
-            compiled(random_ids(1, 60), past_key_values=cache)
+            compiled(random_ids(1, 60), **as_argument(cache))
     assert cache.get_seq_length() == 0
 
 
@@ -174,10 +175,10 @@ def test_beyond_the_capacity_nothing_is_changed(model, tokens, compiled):
     run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
     with torch.no_grad():
         for token in range(4 if tokens == 1 else 0):
-            run(torch.tensor([[token + 3]], device=DEVICE), past_key_values=cache)
+            run(torch.tensor([[token + 3]], device=DEVICE), **as_argument(cache))
         before = held(cache)
         with pytest.raises(ValueError, match="max_cache_len is 64; this chunk would make the sequence 65 tokens long"):
-            run(random_ids(1, tokens), past_key_values=cache)
+            run(random_ids(1, tokens), **as_argument(cache))
     assert_same_state(before, held(cache))
 
 
@@ -198,7 +199,7 @@ def test_bytes_are_those_of_a_preallocated_cache():
     model = int4kv.patch(tiny_qwen2())
     static, growing = prefilled(model), int4kv.Int4Cache(model.config, max_cache_len=64)
     with torch.no_grad():
-        model(random_ids(1, 60), past_key_values=growing)
+        model(random_ids(1, 60), **as_argument(growing))
     assert static.memory_footprint() < growing.memory_footprint()  # it keeps no early rows: there is no crop to need them
     assert static.layers[0].codes.nbytes == growing.layers[0].codes.nbytes
 

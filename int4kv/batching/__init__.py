@@ -9,7 +9,7 @@ def init_continuous_batching(model, *args, **kwargs):
         from transformers.generation.continuous_batching import cache_allocators  # noqa: F401
     except ImportError:
         raise NotImplementedError(f"transformers is {transformers.__version__}, whose continuous batching has no cache allocators; "
-                                  "continuous batching with int4kv was made for 5.23") from None
+                                  "continuous batching with int4kv was made for 5.23 and 5.24") from None
     from .manager import init_continuous_batching as start
 
     return start(model, *args, **kwargs)

@@ -9,6 +9,7 @@ from transformers.generation.continuous_batching.cache import (
 )
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 
+from ..attention import NAME
 from ..config import Int4KVConfig
 from ..paging.batch import Span, Step
 from ..paging.layer import PagedLayer, plan_layers
@@ -27,7 +28,7 @@ def with_names(function, **names) -> FunctionType:
         import transformers
 
         raise NotImplementedError(f"transformers is {transformers.__version__}, whose {function.__qualname__} does not use {missing.pop()}; "
-                                  "continuous batching with int4kv was made for 5.23")
+                                  "continuous batching with int4kv was made for 5.23 and 5.24")
     seen = vars(sys.modules[function.__module__]) | names
     changed = FunctionType(function.__code__, seen, function.__name__, function.__defaults__, function.__closure__)
     changed.__kwdefaults__ = function.__kwdefaults__
@@ -171,4 +172,8 @@ class Int4PagedAttentionCache(PagedAttentionCache):
         return Span(begin, tokens, [allocator.table(state.request_id) for allocator in allocators], kept, *self._running[state.request_id])
 
     def update(self, key_states, value_states, layer_idx, kwargs):
-        raise ValueError("the model's attention is not int4kv's; accepted: that of a patched model, for the packed pages of its requests")
+        """Models call this from transformers 5.24 on, with the arguments of attention; before, the cache is among those by itself."""
+        if self.config._attn_implementation != NAME:
+            raise ValueError(f"the model's attention is {self.config._attn_implementation}; accepted with int4 pages: {NAME}")
+        kwargs["cache"] = self
+        return key_states, value_states

@@ -8,6 +8,7 @@ from math import exp
 
 import torch
 
+from ..naming import as_argument
 from ..patching import is_patched
 from .intervals import Estimate, estimate
 from .recipes import FP, Recipe
@@ -92,7 +93,7 @@ class Reader:
     def read(self, input_ids: torch.Tensor, chunk: int = PIECE) -> torch.Tensor:
         """Log-probabilities [batch, tokens, vocabulary], float32, of what follows each of the next tokens, fed `chunk` at a time."""
         with self.recipe.applied(self.model):
-            logits = [self.model(ids, past_key_values=self.cache, use_cache=True).logits for ids in input_ids.split(chunk, dim=1)]
+            logits = [self.model(ids, **as_argument(self.cache), use_cache=True).logits for ids in input_ids.split(chunk, dim=1)]
         return torch.cat(logits, dim=1).float().log_softmax(-1)
 
 
@@ -145,7 +146,7 @@ def quality(model, input_ids: torch.Tensor, cache) -> Quality:
     fp = model(input_ids, use_cache=False).logits.float().log_softmax(-1)
     parts = []
     for t in range(input_ids.shape[1] - 1):
-        logits = model(input_ids[:, t : t + 1], past_key_values=cache, use_cache=True).logits
+        logits = model(input_ids[:, t : t + 1], **as_argument(cache), use_cache=True).logits
         parts.append(compare(logits.float().log_softmax(-1), fp[:, t : t + 1], input_ids[:, t + 1 : t + 2]))
     return join(parts, dim=1)
 

@@ -71,7 +71,7 @@ class PagedCacheLayer(CacheLayerMixin):
 
 
 class Int4PagedCache(Cache):
-    """The rows of a batch, each a sequence of a pool with a length of its own; padding takes no room. Pass it as past_key_values.
+    """The rows of a batch, each a sequence of a pool with a length of its own; padding takes no room. Passed to the model as any cache.
 
     Rows move, fork, leave and join by their block tables: no page is copied, except a shared last one when it is written on. The model
     must use int4kv attention (int4kv.patch). A cache gives its sequences back with free(), or when it is deleted.

@@ -82,7 +82,8 @@ def load_cache(file, model, *, input_ids: torch.Tensor | None = None, config: In
     device: where the cache goes; None: each layer to where the model has it.
     pool: gives an Int4PagedCache with one row, a new sequence of this PagePool, which then says config and device. A file of one sequence
         without padding; its centre becomes that of an unused pool, and must be that of a pool in use.
-    Pass it to generate as past_key_values, with the whole prompt (at least one token longer) as input_ids.
+    Pass it to generate as cache, past_key_values before transformers 5.24, with the whole prompt (at least one token longer) as
+    input_ids.
     Raises FileNotFoundError, ValueError, naming the file, when it is cut off or altered or does not fit, and OutOfPages or OutOfRings.
     """
     expected = config or (model._int4kv.config if is_patched(model) else None)
