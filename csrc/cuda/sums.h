@@ -15,7 +15,7 @@ struct Sums {
   float o[D / 16][4], offset[4];
   uint beside[4];
   float unit;
-  half2 least, inverse;  // scales above the first outgrow the unit; one over the unit; twice each
+  half2 limit, inverse;  // what scales may be at most, and one over it: the unit, twice each
 };
 
 // A unit for the sums, of which there are none yet, or which have been put into it.
@@ -23,14 +23,14 @@ template <int D>
 inline void set_unit(Sums<D>& sums, float unit) {
   float inverse = as_type<float>(0x7f000000u - as_type<uint>(unit));
   sums.unit = unit;
-  sums.least = half_pair(unit, unit);
+  sums.limit = half_pair(unit, unit);
   sums.inverse = half_pair(inverse, inverse);
 }
 
 template <int D>
 inline void clear(Sums<D>& sums) {
   sums.unit = 0.0f;
-  sums.least = sums.inverse = as_type<half2>(0u);
+  sums.limit = sums.inverse = as_type<half2>(0u);
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     sums.offset[i] = 0.0f;
@@ -51,7 +51,7 @@ inline half2 largest_scales(half2 found, const Scales<N>& scale) {
 // Whether a scale is too large for the sums' unit.
 template <int D, int N>
 inline bool outgrows(const Sums<D>& sums, const Scales<N>& scale) {
-  return as_type<uint>(largest_scales<N>(sums.least, scale)) != as_type<uint>(sums.least);
+  return as_type<uint>(largest_scales<N>(sums.limit, scale)) != as_type<uint>(sums.limit);
 }
 
 // Their unit as large as the scales; and the sums of the column, if there are any, times by[0].
