@@ -39,7 +39,7 @@ RECORDED = {
     "attend_simd_2_128_k3v3_lloyd": (7.1, 16.7),
     "quantize_128": (196.5, 552.8),
     "dequantize_128": (38.5, 161.5),
-    "merge_128": (84.3, 360.3),
+    "merge_128": (58.2, 222.0),
 }
 LOOPS = [name for name in RECORDED if name.startswith("attend")]
 SLACK = 1.02
