@@ -25,13 +25,12 @@ WITHOUT_CONSTANTS = [(entry, size, 0, 0, 0, 0, 0, 0) for entry, size in product(
 SYMMETRIC = [(bits, bits, book) for bits, book in product((3, 4, 5, 8), (UNIFORM, LLOYD, ABSMAX))] + [(5, 4, LLOYD), (8, 4, LLOYD)]
 OTHERS = [(bits, bits, ASYMMETRIC) for bits in (3, 4, 5, 8)] + [(PLAIN, 4, LLOYD), (4, PLAIN, LLOYD), (PLAIN, PLAIN, LLOYD)]
 MERGE_DECODE = [(MERGE, size, 0, 0, 0, 0, 1, 0) for size in range(32, 257, 32)]
-ATTENTION = [(SIMD, 2, *recipe, 0, 0, 0) for recipe in SYMMETRIC + OTHERS] + [(SIMD, 1, 4, 4, LLOYD, 0, 0, 0)]
+ATTENTION = [(SIMD, rows, *recipe, 0, 0, 0) for rows, recipe in product((1, 2), SYMMETRIC + OTHERS)]
 ATTENTION += [(MATRIX, 128, *recipe, 0, 0, 0) for recipe in SYMMETRIC] + [(MATRIX, head_dim, 4, 4, LLOYD, 0, 0, 0) for head_dim in (64, 256)]
 ATTENTION += [(MATRIX, head_dim, 4, 4, LLOYD, 0, 1, 0) for head_dim in (64, 128, 256)] + [(MATRIX, 128, 5, 4, LLOYD, 0, 1, 0), (MATRIX, 128, 8, 8, UNIFORM, 0, 1, 0)]
 DEFAULT = [kernel for kernel in ATTENTION if kernel[2:6] == (4, 4, LLOYD, 0)]
 PAGED = [(*kernel[:5], 1, *kernel[6:]) for kernel in DEFAULT]
 PAGED += [(QUANTIZE, 128, 0, 0, 0, 1, 0, 0), (SIMD, 1, PLAIN, PLAIN, LLOYD, 1, 0, 0), (MATRIX, 128, 8, 4, LLOYD, 1, 0, 0)]
-OLDER_GPU = [*DEFAULT, (QUANTIZE, 128, 0, 0, 0, 0, 0, 0), (DEQUANTIZE, 128, 0, 0, 0, 0, 0, 0), (QUANTIZE, 128, 0, 0, 0, 1, 0, 0), MERGE_128]
 LARGE = [(MATRIX, 128, 4, 4, LLOYD, 0, 0, 1), (MATRIX, 256, 4, 4, LLOYD, 1, 1, 1), (MATRIX, 128, 8, 4, LLOYD, 1, 0, 1), (MATRIX, 64, 8, 8, UNIFORM, 0, 1, 1),
          (MATRIX, 128, 3, 5, LLOYD, 0, 1, 1), (MERGE, 256, 0, 0, 0, 0, 0, 1)]
 
@@ -94,8 +93,8 @@ def test_the_list_of_kernels_is_that_of_the_sources():
     assert {name_of(kernel) for kernel in WITHOUT_CONSTANTS + ATTENTION} == set(instances)
 
 
-@pytest.mark.parametrize("capability, kernels", [(80, OLDER_GPU), (90, WITHOUT_CONSTANTS + MERGE_DECODE), (90, DEFAULT), (90, PAGED)],
-                         ids=["older GPU", "without codes", "the default's attention", "paged"])
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("kernels", [WITHOUT_CONSTANTS + MERGE_DECODE, DEFAULT, PAGED], ids=["without codes", "the default's attention", "paged"])
 def test_the_kernels_of_the_default_compile(program, tmp_path, capability, kernels):
     code, words, cubins = compiled(program, tmp_path, capability, kernels)
     assert code == 0, words
