@@ -72,6 +72,10 @@ class Int4Cache(Cache):
         for layer in self.layers:
             layer.activate_past_recording()
 
+    def crop(self, tokens: int) -> None:
+        """Take tokens back: negative = how many (as transformers 5.16+ means it), positive = the length to keep."""
+        super().crop(int(tokens))  # assisted decoding of some versions has it on the device: one wait, not one a layer
+
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Sequence i of the batch becomes what sequence beam_idx[i] was: in place, and codes only from where the two differ."""
         super().reorder_cache(torch.as_tensor(beam_idx).cpu())  # read by every layer: one wait for the device, not one a layer

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 from cached_layers import chunk, fill, layer, stored_keys
-from devices import on_cpu, on_device
+from devices import DEVICE, on_cpu, on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_gemma3, tiny_qwen2
@@ -134,6 +134,15 @@ def test_crop_means_the_same_in_both_dialects():
         fill(target, *chunk(100), [100])
         target.crop(value)
         assert target.get_seq_length() == 70
+
+
+def test_crop_takes_an_integer_that_lies_on_the_device():
+    """As assisted decoding of transformers 5.16 and later counts the tokens that did not match."""
+    cache = int4kv.Int4Cache(tiny_qwen2().config)
+    for index in range(len(cache.layers)):
+        cache.update(*chunk(100), index)
+    cache.crop(torch.tensor(-30, device=DEVICE))
+    assert cache.get_seq_length() == 70
 
 
 def test_crop_beyond_a_sliding_layer_is_refused_and_changes_nothing():

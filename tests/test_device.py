@@ -152,7 +152,11 @@ def test_attend_reads_views(spare, count):
     agree_with_reference(expected, q, sides, 5, 23, 0.125, mask=mask, **ROTATED, **recent, **options)
     (q, mask, signs, *held), _ = cut_out_all((q, mask, SIGNS, *sides, *recent.values()), spare)
     options |= dict(mask=mask, k_rotation=signs, v_rotation=signs, k_recent=held[4], v_recent=held[5])
-    assert same_bits(ops.attend(q, *held[:4], 5, 23, 0.125, **options), expected)
+    found = ops.attend(q, *held[:4], 5, 23, 0.125, **options)
+    if DEVICE.type == "cuda":  # exact rows from which 16 bytes cannot be loaded are added up in another order
+        assert_close(found, expected, TOLERANCE[q.dtype])
+    else:
+        assert same_bits(found, expected)
 
 
 @pytest.mark.parametrize("spare", [0, 3, 16])

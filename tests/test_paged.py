@@ -93,13 +93,15 @@ def test_codes_and_scales_are_the_references_bits(book, bits):
 
 
 def test_a_result_is_the_same_in_every_batch():
+    """To the bit on the CPU; a GPU chooses its splits by the batch."""
     paged = Paged([200, 40, 129, 70, 1], head_dim=128, page_size=32, rows=20)
     counts = [1, 3, 40, 1, 1]
     q = queries(counts, 6, 128)
     alone = [paged.attend([q[s]], [s], recent_window=8)[0] for s in range(5)]
     for order in ([4, 3, 2, 1, 0], [2, 0], [1, 4, 3]):
         for s, rows in zip(order, paged.attend([q[s] for s in order], order, recent_window=8)):
-            assert torch.equal(rows, alone[s])
+            assert_close(rows, alone[s], TOLERANCE[rows.dtype])
+            assert DEVICE.type != "cpu" or torch.equal(rows, alone[s])
 
 
 def test_pages_are_shared_by_a_prefix():
