@@ -5,7 +5,7 @@
 The counts are of optimised LLVM IR (metal_ir.py), not of Apple's machine code, and the shares of the bus are a model's
 (metal_model.py), not measurements. A pass is the dearest way through the loop once; codes are those one lane consumes in
 it. Attention is one query's, without mask, sinks or softcap, one scale a row, of 4 bits and the codebook lloyd unless the name
-says otherwise. quantize (without a ring), dequantize and merge (of eight splits) have no such loop and are counted whole, for
+says otherwise. quantize (of one side, without a ring), dequantize and merge (of eight splits) have no such loop and are counted whole, for
 one value.
 """
 
@@ -31,7 +31,7 @@ OTHERS = ((4, 4, "uniform"), (5, 4, "lloyd"), (8, 4, "lloyd"), (3, 3, "lloyd"))
 DECODE = ("p.queries == 1", "p.has_mask == 0", "p.softcap == 0.0f", "p.splits == 8", "p.sinks == 0", "p.q.type == INT4KV_FLOAT16",
           *(f"p.{side}.groups == 1" for side in "kv"), *(f"p.{side}_rotation.kind == INT4KV_HADAMARD" for side in "kv"),
           *(f"p.{side}_recent.codes.type == INT4KV_FLOAT16" for side in "kv"))
-PREFILL = ("paged == 0",) + tuple(f"p.{side}.{fact}" for side in "kv" for fact in (
+PREFILL = ("paged == 0", "p.both == 0") + tuple(f"p.sides[0].{fact}" for fact in (
     "x.type == INT4KV_FLOAT16", "has_centre == 1", "centre.type == INT4KV_FLOAT32", "rotation.kind == INT4KV_HADAMARD",
     "recent_rows == 0", "stored.groups == 1", "stored.bits == 4", "stored.codebook == INT4KV_LLOYD", "rotation.block == 128"))
 UNPACK = ("p.stored.groups == 1", "p.stored.bits == 4", "p.stored.codebook == INT4KV_LLOYD", "p.rotation.block == 128",

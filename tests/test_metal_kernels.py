@@ -96,8 +96,10 @@ KERNEL_MUTANTS = [
     ("a minimum without its scale's group", "attend_simd", "source.scale(token, 2 * group + 1)", "source.scale(token, 1)", "result"),
     ("Lloyd-Max rounded to the wrong integer", "attend", "? 56.35f : bits == 4 ? 45.015f : 36.695f",
      "? 56.35f : bits == 4 ? 45.6f : 36.695f", "result"),
-    ("the second best clip", "quantize", "if (gain <= best) continue;", "if (gain >= best && best > 0.0f) continue;", "result"),
-    ("a tie of two levels to the inner one", "quantize", "distance >= border ? 1 : 0", "distance > border ? 1 : 0", "result"),
+    ("the second best clip", "quantize", "if (gain <= best.gain) return;", "if (gain >= best.gain && best.gain > 0.0f) return;", "result"),
+    ("a tie of two levels to the inner one", "quantize", "distance >= upper_border<bits>(i) ? 1 : 0", "distance > upper_border<bits>(i) ? 1 : 0", "result"),
+    ("the other one of two levels", "quantize", "< low + high ? low : high", "< low + high ? high : low", "result"),
+    ("a border beyond which a level is not looked for", "quantize", "(float(lane) + 0.501f) * kWidth", "(float(lane) - 0.501f) * kWidth", "result"),
     ("V's centre added by every split as well", "attend", "if (first == 0 && lane == 0) output.statistics[slot] = float2(joined.maximum, joined.sum);",
      "if (first == 0 && lane == 0) output.statistics[slot] = float2(joined.maximum, joined.sum);\n"
      "  output.partial[slot * p.head_dim + lane] += joined.sum * output.centre[lane];", "result"),

@@ -33,6 +33,9 @@ inline T simd_max(T x) {
   for (int apart = 16; apart > 0; apart /= 2) x = max(x, simd_shuffle_xor(x, apart));
   return x;
 }
+inline uint simd_max(uint x) {
+  return __reduce_max_sync(~0u, x);
+}
 template <typename T>
 inline T simd_min(T x) {
   for (int apart = 16; apart > 0; apart /= 2) x = min(x, simd_shuffle_xor(x, apart));

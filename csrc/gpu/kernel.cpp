@@ -10,7 +10,7 @@ std::string Kernel::name() const {
 // A large threadgroup of attend_matrix has a multiprocessor to itself: as many simdgroups as its registers serve, if two tiles of each
 // fit shared memory.
 uint32_t Kernel::simdgroups() const {
-  if (entry < Entry::kAttendSimd) return 1;
+  if (entry < Entry::kAttendSimd) return entry == Entry::kQuantize ? INT4KV_QUANTIZE_SIMDGROUPS : 1;
   if (entry == Entry::kMerge) return large ? 2 * INT4KV_MERGE_SIMDGROUPS : INT4KV_MERGE_SIMDGROUPS;
   return !large ? INT4KV_SIMDGROUPS : size == 256 || k_bits + v_bits > 12 ? 8 : 16;
 }

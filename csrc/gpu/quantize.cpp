@@ -38,9 +38,9 @@ void bind(Dispatch& dispatch, const Incoming& in) {
   dispatch.tensors.append({&in.x, &in.stored.codes, &in.stored.scales, or_null(in.stored.recent), &in.centre, &in.rotation});
 }
 
-Grid one_simdgroup_per_row(int64_t rows) {
+Grid one_simdgroup_per_row(const Kernel& kernel, int64_t rows) {
   TORCH_CHECK(rows < (1ll << 31), "int4kv: ", rows, " rows in one call; accepted on a GPU are fewer than 2^31");
-  return {static_cast<uint32_t>(rows), 1, 1};
+  return {(static_cast<uint32_t>(rows) + kernel.simdgroups() - 1) / kernel.simdgroups(), 1, 1};
 }
 
 // Where the tokens go in pages; undefined where they go to a ring.
@@ -62,15 +62,16 @@ void quantize_sides(const Incoming& k, const Incoming* v, int64_t position, int 
   p.slots = paged ? static_cast<unsigned>(count_slots(k.stored.codes)) : 0;
   p.recent_slots = slots.recent_slots.defined() ? static_cast<unsigned>(count_slots(*k.stored.recent)) : 0;
   const int64_t rows = k.x.size(0) * k.x.size(1) * k.x.size(2);
+  p.both = v != nullptr;
   p.rows = static_cast<unsigned>(rows);
   p.heads = static_cast<unsigned>(k.x.size(1));
   p.tokens = static_cast<unsigned>(k.x.size(2));
   const Kernel kernel{Entry::kQuantize, static_cast<uint32_t>(k.x.size(3)), 0, 0, 0, paged};
-  Dispatch dispatch{kernel, {}, &p, sizeof p, one_simdgroup_per_row(v ? 2 * rows : rows)};
-  p.k = side_of(k, position, codebook);
+  Dispatch dispatch{kernel, {}, &p, sizeof p, one_simdgroup_per_row(kernel, v ? 2 * rows : rows)};
+  p.sides[0] = side_of(k, position, codebook);
   bind(dispatch, k);
   if (v) {
-    p.v = side_of(*v, position, codebook);
+    p.sides[1] = side_of(*v, position, codebook);
     bind(dispatch, *v);
   }
   dispatch.tensors.resize(kTensorsOfBothSides);
@@ -143,7 +144,7 @@ at::Tensor dequantize(
   p.heads = static_cast<unsigned>(heads);
   p.tokens = static_cast<unsigned>(tokens);
   const Kernel kernel{Entry::kDequantize, static_cast<uint32_t>(head_dim)};
-  encode({{kernel, {&codes, &scales, &mean, &by, &out}, &p, sizeof p, one_simdgroup_per_row(batch * heads * tokens)}});
+  encode({{kernel, {&codes, &scales, &mean, &by, &out}, &p, sizeof p, one_simdgroup_per_row(kernel, batch * heads * tokens)}});
   return out;
 }
 

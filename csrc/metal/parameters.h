@@ -35,6 +35,7 @@ typedef int64_t int4kv_stride;
 #endif
 #define INT4KV_COLUMNS 8u     // query rows that attend_matrix serves at once: the width of a fragment
 #define INT4KV_PAIR 2u        // query rows that attend_simd serves at once at most
+#define INT4KV_QUANTIZE_SIMDGROUPS 8u  // simdgroups of a threadgroup that quantize a row each
 #ifndef INT4KV_MERGE_SIMDGROUPS
 #define INT4KV_MERGE_SIMDGROUPS 8u  // simdgroups that join the splits of one query row
 #endif
@@ -68,8 +69,8 @@ struct Int4kvQuantizeSide {
 };
 
 struct Int4kvQuantize {
-  struct Int4kvQuantizeSide k, v;
-  unsigned rows, heads, tokens;  // rows = batch * heads * tokens of one side; the grid has those of K, then those of V
+  struct Int4kvQuantizeSide sides[2];  // K, V
+  unsigned both, rows, heads, tokens;  // both: 1 for K and V. rows = batch * heads * tokens of one side: those of K come first
   unsigned slots, recent_slots;  // paged: of all pages, of all rings
 };
 

@@ -1,7 +1,8 @@
 // quantize: x -> centre -> rotate -> scale -> round -> pack, straight into the cache; codes and scales are format.h's bits.
 //
 // One dispatch serves K and V of all heads: a simdgroup owns one row (one token of one head of one side) in registers, as rows.h
-// draws it, and reads it once. Butterflies and sums are shuffles; there is no threadgroup memory and no barrier.
+// draws it, and reads it once. Butterflies and sums are shuffles; there is no threadgroup memory and no barrier. A decode step's few
+// rows run through the code once, which takes longer to come than to run: both sides share it, and so do the clips.
 // Row r of the grid: side = r / rows, then batch, head and token of r % rows, the token fastest. Into pages, `slots` say where each token
 // goes; one without a slot, or with one that does not exist, is not written.
 #include "codebook.h"
@@ -9,18 +10,27 @@
 #include "planes.h"
 #include "rotation.h"
 
+// Scale number g of a row, and its minimum if there is one.
+inline void write_scale(
+    GroupScale found, constant Int4kvStored& stored, long scales_row, uint g, device half* scales, uint lane) {
+  uint each = stored.codebook == INT4KV_ASYMMETRIC ? 2 : 1;
+  half pair[2] = {half(found.scale), half(found.minimum)};
+  bool broken = !isfinite(pair[0]) || !isfinite(pair[1]);
+  if (lane >= each) return;
+  half kept = lane == 0 ? pair[0] : pair[1];
+  scales[scales_row + long(each * g + lane) * stored.scales.channel] = broken ? as_type<half>(ushort(INT4KV_FP16_NAN)) : kept;
+}
+
 template <int U>
 inline void write_packed(
     const thread float* x, constant Int4kvStored& stored, long codes_row, long scales_row, device uchar* codes, device half* scales,
     uint lane) {
-  uint code[U], size = U / stored.groups, each = stored.codebook == INT4KV_ASYMMETRIC ? 2 : 1;
-  for (uint g = 0, first = 0; g < stored.groups; g++, first += size) {
-    GroupScale found = encode<U>(x, {first, size}, stored.bits, stored.codebook, code);
-    half pair[2] = {half(found.scale), half(found.minimum)};
-    bool broken = !isfinite(pair[0]) || !isfinite(pair[1]);
-    if (lane < each) {
-      half kept = lane == 0 ? pair[0] : pair[1];
-      scales[scales_row + long(each * g + lane) * stored.scales.channel] = broken ? as_type<half>(ushort(INT4KV_FP16_NAN)) : kept;
+  uint code[U], size = U / stored.groups;
+  if (stored.groups == 1) {
+    write_scale(encode<U>(x, WholeRow{}, stored.bits, stored.codebook, lane, code), stored, scales_row, 0, scales, lane);
+  } else {
+    for (uint g = 0, first = 0; g < stored.groups; g++, first += size) {
+      write_scale(encode<U>(x, Group{first, size}, stored.bits, stored.codebook, lane, code), stored, scales_row, g, scales, lane);
     }
   }
   pack<U>(code, stored.bits, lane, codes + codes_row);
@@ -77,24 +87,25 @@ template <int U>
     const device void* v [[buffer(6)]], device void* v_codes [[buffer(7)]], device half* v_scales [[buffer(8)]],
     device void* v_recent [[buffer(9)]], const device float* v_centre [[buffer(10)]], const device float* v_rotation [[buffer(11)]],
     const device long* slots [[buffer(12)]], const device long* recent_slots [[buffer(13)]], constant Int4kvQuantize& p [[buffer(14)]],
-    uint group [[threadgroup_position_in_grid]],
-    uint lane [[thread_index_in_simdgroup]]) {
-  uint row = group % p.rows, token = row % p.tokens, head = row / p.tokens % p.heads, batch = row / p.tokens / p.heads;
+    uint group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+  uint number = group * INT4KV_QUANTIZE_SIMDGROUPS + simdgroup;
+  if (number >= p.rows << p.both) return;
+  bool is_v = p.both == 0 ? false : number >= p.rows;
+  uint row = is_v ? number - p.rows : number, token = row % p.tokens, head = row / p.tokens % p.heads, batch = row / p.tokens / p.heads;
+  constant Int4kvQuantizeSide& side = p.sides[is_v ? 1 : 0];
   await_tensors();
-  if (group < p.rows) {
-    Destination to = destination_of(p, p.k, slots, recent_slots, batch, token);
-    quantize_row<U>(p.k, k, k_codes, k_scales, k_recent, k_centre, k_rotation, batch, head, token, to, lane);
-  } else {
-    Destination to = destination_of(p, p.v, slots, recent_slots, batch, token);
-    quantize_row<U>(p.v, v, v_codes, v_scales, v_recent, v_centre, v_rotation, batch, head, token, to, lane);
-  }
+  Destination to = destination_of(p, side, slots, recent_slots, batch, token);
+  quantize_row<U>(
+      side, is_v ? v : k, is_v ? v_codes : k_codes, is_v ? v_scales : k_scales, is_v ? v_recent : k_recent, is_v ? v_centre : k_centre,
+      is_v ? v_rotation : k_rotation, batch, head, token, to, lane);
 }
 
-INT4KV_ENTRY(quantize_32, 1, quantize<1>)
-INT4KV_ENTRY(quantize_64, 1, quantize<2>)
-INT4KV_ENTRY(quantize_96, 1, quantize<3>)
-INT4KV_ENTRY(quantize_128, 1, quantize<4>)
-INT4KV_ENTRY(quantize_160, 1, quantize<5>)
-INT4KV_ENTRY(quantize_192, 1, quantize<6>)
-INT4KV_ENTRY(quantize_224, 1, quantize<7>)
-INT4KV_ENTRY(quantize_256, 1, quantize<8>)
+INT4KV_ENTRY(quantize_32, INT4KV_QUANTIZE_SIMDGROUPS, quantize<1>)
+INT4KV_ENTRY(quantize_64, INT4KV_QUANTIZE_SIMDGROUPS, quantize<2>)
+INT4KV_ENTRY(quantize_96, INT4KV_QUANTIZE_SIMDGROUPS, quantize<3>)
+INT4KV_ENTRY(quantize_128, INT4KV_QUANTIZE_SIMDGROUPS, quantize<4>)
+INT4KV_ENTRY(quantize_160, INT4KV_QUANTIZE_SIMDGROUPS, quantize<5>)
+INT4KV_ENTRY(quantize_192, INT4KV_QUANTIZE_SIMDGROUPS, quantize<6>)
+INT4KV_ENTRY(quantize_224, INT4KV_QUANTIZE_SIMDGROUPS, quantize<7>)
+INT4KV_ENTRY(quantize_256, INT4KV_QUANTIZE_SIMDGROUPS, quantize<8>)
