@@ -7,7 +7,8 @@ PYTHON ?= python3
 TORCH  ?= 2.13.0
 VENV   := .venv
 PY     := $(VENV)/bin/python
-PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
+# Python compiles what it imports, which is little of what is installed.
+PIP    := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 OTHER  := 4.57.6 5.0.0 5.23.0
 
 HF_TESTS := $(patsubst %,tests/test_%.py,generate architectures patching conversion) tests/test_build.py::test_the_transformers_that_was_asked_for
@@ -27,7 +28,8 @@ LINUX := $(filter Linux,$(shell uname -s))
 demo: build
 	$(VENV)/bin/int4kv demo
 
-test: $(if $(LINUX),test-packages) build $(VENV)/.test
+test:
+	$(MAKE) --no-print-directory -j2 $(if $(LINUX),test-packages) $(VENV)/.test $(OTHER:%=$(VENV)/transformers-%/.done)
 	$(PY) -m pytest -n 2 --dist worksteal
 	$(MAKE) --no-print-directory test-mps
 	$(MAKE) --no-print-directory test-other
@@ -71,7 +73,7 @@ $(VENV)/.test: $(VENV)/.built
 	@touch $@
 
 $(VENV)/transformers-%/.done: $(VENV)/.test
-	$(PIP) --no-compile --target $(@D) --upgrade transformers==$*
+	$(PIP) --target $(@D) --upgrade transformers==$*
 	@touch $@
 
 clean:

@@ -25,6 +25,14 @@ OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
 FRAMEWORKS = ["-framework", "Foundation", "-framework", "Metal"] if MAC else []
 
 
+class Build(BuildExtension):
+    """Leaves its object files to the next build, editable or a wheel's, in which ninja compiles what changed."""
+
+    def finalize_options(self):
+        self.build_temp = self.build_temp or os.path.join(HERE, "build", f"{sys.implementation.cache_tag}-torch-{torch.__version__}")
+        super().finalize_options()
+
+
 def sources():
     folders = ["csrc/*.cpp", "csrc/cpu/*.cpp"] + ["csrc/gpu/*.cpp"] * (MAC or CUDA) + ["csrc/mps/*.mm"] * MAC + ["csrc/cuda/*.cpp"] * CUDA
     return sorted(path for pattern in folders for path in glob(pattern, root_dir=HERE))
@@ -58,5 +66,5 @@ setup(
             depends=[p for kind in ("h", "metal") for p in glob(f"csrc/**/*.{kind}", recursive=True, root_dir=HERE)],
         )
     ],
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": Build},
 )

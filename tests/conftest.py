@@ -1,11 +1,14 @@
 """pytest --device cpu (default), mps or cuda: the same tests for each. A test that cannot run is a failure, not a skip."""
 
+import gc
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 DEVICES = ("cpu", "mps", "cuda")
 ABOUT = {"cpu_only": ("cpu",), "mps_only": ("mps",), "cuda_only": ("cuda",), "gpu_only": ("mps", "cuda"),
@@ -25,8 +28,22 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     for marker, devices in ABOUT.items():
         config.addinivalue_line("markers", f"{marker}: about {' and '.join(devices)}")
+    if not only_distributes(config):
+        import_all(config)
+
+
+def only_distributes(config):
+    """Whether the tests run in other processes, which prepare themselves. What --device refuses is said by this one."""
+    return config.getoption("numprocesses", None) and not hasattr(config, "workerinput") and config.getoption("device") != "cuda"
+
+
+def import_all(config):
+    """The garbage collector is told to leave the half a million objects alone that this makes, now and later."""
+    gc.disable()
     prepare(config.getoption("device"))
     config.pluginmanager.import_plugin("tiny_models")  # not before: transformers asks torch for its devices when imported
+    gc.freeze()
+    gc.enable()
 
 
 def prepare(device):
@@ -50,10 +67,12 @@ def prepare(device):
 
 def kinds(config):
     """What the markers of ABOUT may ask for: the device, and two of them where there are."""
+    device = config.getoption("device")
+    if device != "cuda":
+        return {device}
     import torch
 
-    device = config.getoption("device")
-    return {device} | {"two cuda"} if device == "cuda" and torch.cuda.device_count() > 1 else {device}
+    return {device} | {"two cuda"} if torch.cuda.device_count() > 1 else {device}
 
 
 def pytest_report_header(config):
@@ -92,14 +111,36 @@ def refuse_skip(report):
 
 
 @pytest.fixture(scope="session")
-def recordings(tmp_path_factory):
-    """{Metal kernel: its recorded dispatches} of metal_calls.py, run with fresh buffers full of NaN: mps and CPU agree."""
-    folder, tests = tmp_path_factory.mktemp("recordings"), Path(__file__).parent
+def made_once(tmp_path_factory):
+    """made_once(name, make): a folder that make(folder) has filled, once for all test processes of this run."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def folder_of(name, make):
+        folder, partial = shared / name, shared / f"{name}.partial"
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                make(partial)
+                partial.rename(folder)
+        return folder
+
+    return folder_of
+
+
+def record_metal_calls(folder):
+    tests = Path(__file__).parent
     environment = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(tests), RIG_RECORD=str(folder), RIG_POISON="1")
     done = subprocess.run([sys.executable, tests / "metal_calls.py"], capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def recordings(made_once):
+    """{Metal kernel: its recorded dispatches} of metal_calls.py, run with fresh buffers full of NaN: mps and CPU agree."""
     found = {}
-    for path in sorted(folder.glob("*.launch")):
+    for path in sorted(made_once("recordings", record_metal_calls).glob("*.launch")):
         header = path.read_bytes()[:64]
         found.setdefault(header[12 : 12 + header[8]].decode(), []).append(path)
     return found

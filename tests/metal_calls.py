@@ -209,13 +209,14 @@ def paged_calls(ops, device):
 
 
 def all_calls(device):
-    """Every result, in order, as CPU tensors: the two devices must agree. On the CPU attention is the reference's, in fp32 throughout."""
+    """Yields every result, in order, as CPU tensors: the two devices must agree. On the CPU attention is the reference's, in fp32 throughout."""
     from int4kv import ops, reference, reference_paged
 
     if device == "cpu":
         ops = SimpleNamespace(quantize=ops.quantize, quantize_kv=ops.quantize_kv, dequantize=ops.dequantize, attend=reference.attend,
                               quantize_paged=ops.quantize_paged, attend_paged=reference_paged.attend_paged)
-    return [r.cpu() for calls in (default_calls, recipe_calls, edge_calls, split_calls, step_calls, paged_calls) for r in calls(ops, device)]
+    for calls in (default_calls, recipe_calls, edge_calls, split_calls, step_calls, paged_calls):
+        yield from (result.cpu() for result in calls(ops, device))
 
 
 def disagreement(ours, theirs):
@@ -227,17 +228,27 @@ def disagreement(ours, theirs):
     return None
 
 
-def main(mutated=None):
-    from rig import build, device
+def prepare():
+    """What the calls need whatever is mutated: a process that has it can be forked for many runs (rig/sandbox.py)."""
+    from rig import device
 
     device.load()
     import int4kv  # noqa: F401  the ops' schemas
 
+    torch.set_num_threads(1)
+
+
+def check(mutated=None):
+    """Raises AssertionError where mps and CPU disagree."""
+    from rig import build, device
+
     sources = [p for p in build.project_ops() if mutated is None or p.name != mutated.name]
     folders = [f"-I{ROOT / 'csrc' / name}" for name in ("mps", "gpu")]
     device.load_ops(sources + ([mutated] if mutated else []), flags=("-fvisibility=hidden", *folders))
-    return disagreement(all_calls("mps"), all_calls("cpu"))
+    found = disagreement(all_calls("mps"), all_calls("cpu"))
+    assert found is None, found
 
 
 if __name__ == "__main__":
-    sys.exit(main(*(Path(a) for a in sys.argv[1:])))
+    prepare()
+    check(*(Path(a) for a in sys.argv[1:]))

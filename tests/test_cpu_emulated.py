@@ -27,9 +27,16 @@ def run(command):
     return subprocess.run([str(part) for part in command], capture_output=True, text=True)
 
 
-def compare(program, name, compiler, emulator, folder, csrc=ROOT / "csrc"):
-    """A comparing program of one set of kernels, built into a folder and run."""
-    sources = [csrc / "cpu" / f"{part}.cpp" for part in (f"kernels_{name}", "kernels_portable", "levels")] + [ROOT / "tests" / "cpu" / program]
+def compile_kernels(name, compiler, folder, csrc=ROOT / "csrc"):
+    """Object files of one set of kernels and of the portable ones."""
+    for part in (f"kernels_{name}", "kernels_portable", "levels"):
+        built = run([*compiler, *COMPILE, "-c", csrc / "cpu" / f"{part}.cpp", "-o", folder / f"{part}.o"])
+        assert built.returncode == 0, built.stderr[-3000:]
+
+
+def compare(program, name, compiler, emulator, kernels, folder):
+    """A comparing program of the kernels in the folder `kernels`, built into another and run."""
+    sources = [*kernels.glob("*.o"), ROOT / "tests" / "cpu" / program]
     built = run([*compiler, *COMPILE, f"-DINT4KV_SET={name}", *sources, "-o", folder / "compare"])
     assert built.returncode == 0, built.stderr[-3000:]
     return run([*emulator, folder / "compare"])
@@ -45,16 +52,18 @@ def check(done, program, name):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("name", [name for name in ops.cpu_kernels() if name != "portable"])
-def test_kernels_of_this_processor(name, program, tmp_path):
-    check(compare(program, name, ["g++"], [], tmp_path), program, name)
+def test_kernels_of_this_processor(made_once, name, program, tmp_path):
+    kernels = made_once(f"kernels-{name}", lambda folder: compile_kernels(name, ["g++"], folder))
+    check(compare(program, name, ["g++"], [], kernels, tmp_path), program, name)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("name", EMULATED)
-def test_kernels_of_another_processor(name, program, tmp_path):
+def test_kernels_of_another_processor(made_once, name, program, tmp_path):
     compiler, emulator = EMULATED[name]
     assert name != "avx512" or SIMDE.exists(), "SIMDe is missing: apt-get install libsimde-dev"
-    check(compare(program, name, compiler, emulator, tmp_path), program, name)
+    kernels = made_once(f"kernels-{name}-emulated", lambda folder: compile_kernels(name, compiler, folder))
+    check(compare(program, name, compiler, emulator, kernels, tmp_path), program, name)
 
 
 def test_a_kernel_that_rounds_otherwise_is_found(tmp_path):
@@ -63,7 +72,9 @@ def test_a_kernel_that_rounds_otherwise_is_found(tmp_path):
     right = "vcvt_f16_f32((float32x4_t)x)"
     assert header.read_text().count(right) == 1
     header.write_text(header.read_text().replace(right, "vcvt_f16_f32(vmulq_n_f32((float32x4_t)x, 1.00001f))"))
-    done = compare("compare_kernels.cpp", "neon", *EMULATED["neon"], tmp_path, csrc=tmp_path / "csrc")
+    compiler, emulator = EMULATED["neon"]
+    compile_kernels("neon", compiler, tmp_path, tmp_path / "csrc")
+    done = compare("compare_kernels.cpp", "neon", compiler, emulator, tmp_path, tmp_path)
     assert done.returncode == 1 and "neon and portable differ" in done.stdout
 
 

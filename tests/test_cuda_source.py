@@ -35,10 +35,8 @@ LARGE = [(MATRIX, 128, 4, 4, LLOYD, 0, 0, 1), (MATRIX, 256, 4, 4, LLOYD, 1, 1, 1
          (MATRIX, 128, 3, 5, LLOYD, 0, 1, 1), (MERGE, 256, 0, 0, 0, 0, 0, 1)]
 
 
-@pytest.fixture(scope="session")
-def program(tmp_path_factory):
-    """compile_kernels.cpp, and the folder of NVRTC for it."""
-    folder, library = tmp_path_factory.mktemp("cuda"), Path(torch.__file__).parent
+def build_program(folder):
+    library = Path(torch.__file__).parent
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda_headers.torch.version, "cuda", "13.0")
         headers = cuda_headers.folders()
@@ -48,7 +46,13 @@ def program(tmp_path_factory):
     include = [part for place in (library / "include", *headers) for part in ("-isystem", str(place))]
     subprocess.run(["c++", "-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{folder}", *include, *map(str, sources),
                     "-o", str(folder / "compile_kernels"), f"-L{library / 'lib'}", "-lc10", f"-Wl,-rpath,{library / 'lib'}", "-ldl"], check=True)
-    return folder / "compile_kernels"
+    (folder / "cubins").mkdir()
+
+
+@pytest.fixture(scope="session")
+def program(made_once):
+    """compile_kernels.cpp, beside it the folder cubins of what it compiled in this run."""
+    return made_once("cuda", build_program) / "compile_kernels"
 
 
 def nvrtc_folder():
@@ -57,11 +61,11 @@ def nvrtc_folder():
     return found[0].parent
 
 
-def compiled(program, folder, capability, kernels, cache=""):
-    """(exit code, standard error, the cubins' paths)."""
+def compiled(program, folder, capability, kernels, cache=None):
+    """(exit code, standard error, the cubins' paths). What another test had compiled is not compiled again, unless `cache` is another folder."""
     words = [str(word) for kernel in kernels for word in kernel]
     done = subprocess.run([str(program), str(folder), str(capability), *words], capture_output=True, text=True,
-                          env=os.environ | {"LD_LIBRARY_PATH": str(nvrtc_folder()), "INT4KV_CUDA_CACHE": str(cache)})
+                          env=os.environ | {"LD_LIBRARY_PATH": str(nvrtc_folder()), "INT4KV_CUDA_CACHE": str(cache or program.with_name("cubins"))})
     return done.returncode, done.stderr, sorted(folder.glob("*.cubin"))
 
 

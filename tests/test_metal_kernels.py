@@ -6,13 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import metal_calls
 import pytest
 from rig.msl.compile import build_replay, compile_metal
+from rig.sandbox import Sandbox
 
 TESTS = Path(__file__).parent
 CSRC = TESTS.parent / "csrc"
 sys.path.insert(0, str(CSRC / "gpu"))
 import embed_metal  # noqa: E402
+
+sandbox = Sandbox("metal_calls")
 
 
 def run(*command, **environment):
@@ -57,13 +61,13 @@ def test_sanitizers_find_nothing(recordings, tmp_path, sanitize):
 @pytest.mark.parametrize("cores", ["1", "40"])
 def test_any_number_of_cores_and_so_of_splits(cores):
     """8 cores, the rig's own number, make 24 splits of 9000 tokens: more than merge has simdgroups; 40 make 35: more than lanes."""
-    done = run(sys.executable, TESTS / "metal_calls.py", RIG_CORES=cores)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = sandbox.run(metal_calls.check, {"RIG_CORES": cores})
+    assert done.status == 0, done.output
 
 
 def test_guard_pages_find_no_access_beyond_a_buffer():
-    done = run(sys.executable, TESTS / "metal_calls.py", RIG_GUARD="1")
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = sandbox.run(metal_calls.check, {"RIG_GUARD": "1"})
+    assert done.status == 0, done.output
 
 
 BARRIER = "  threadgroup_barrier(mem_flags::mem_threadgroup);\n"
@@ -81,44 +85,44 @@ KERNEL_MUTANTS = [
     ("weights read before they are written", "attend_matrix_64", SIMD_BARRIER + "\n}\n\ninline Fragment weight_fragment",
      "}\n\ninline Fragment weight_fragment", "race"),
     ("weights overwritten while they are read", "attend_matrix_64", SIMD_BARRIER + "  // the weights", "  // the weights", "race"),
-    ("merge without a barrier", "merge", BARRIER + "  if (simdgroup != 0) return;", "  if (simdgroup != 0) return;", "race"),
-    ("half of the fragment's columns swapped", "attend_matrix", "return ((lane >> 1) & 4) + (lane & 1) * 2;",
+    ("merge without a barrier", "merge_64", BARRIER + "  if (simdgroup != 0) return;", "  if (simdgroup != 0) return;", "race"),
+    ("half of the fragment's columns swapped", "attend_matrix_64", "return ((lane >> 1) & 4) + (lane & 1) * 2;",
      "return ((lane >> 1) & 4) + (lane & 1) * 2 ^ 4;", "result"),
-    ("a query sees one token too few", "attend", "clamp(position + 1, 0, keys)", "clamp(position, 0, keys)", "result"),
-    ("a ring that wraps one slot late", "attend|quantize", "return slot < capacity ? slot", "return slot <= capacity ? slot", "bounds"),
-    ("a plane folded with a wrong shift", "quantize", "<< (apart / 4)", "<< (apart / 8 + 2)", "result"),
-    ("a plane shifted wrongly by lanes in the middle of a unit", "attend", "width * ((first + w) % kWordsPerUnit / width)",
+    ("a query sees one token too few", "attend_simd_1", "clamp(position + 1, 0, keys)", "clamp(position, 0, keys)", "result"),
+    ("a ring that wraps one slot late", "attend_simd_1|quantize_64", "return slot < capacity ? slot", "return slot <= capacity ? slot", "bounds"),
+    ("a plane folded with a wrong shift", "quantize_128", "<< (apart / 4)", "<< (apart / 8 + 2)", "result"),
+    ("a plane shifted wrongly by lanes in the middle of a unit", "attend_simd", "width * ((first + w) % kWordsPerUnit / width)",
      "width * (w / width)", "result"),
-    ("the high plane forgotten", "attend", "if (bits > 4) found |=", "if (bits > 8) found |=", "result"),
-    ("the high plane of three bits forgotten", "attend", "code.low |= high << 2;", "code.low |= 0;", "result"),
-    ("the high plane looked for behind a plane of 4 bits", "attend", "row + head_dim * low / 8", "row + head_dim / 2", "result"),
-    ("codes centred as absmax has them", "attend", "half_count : half_count - 0.5f", "half_count : half_count", "result"),
+    ("the high plane forgotten", "attend_simd_1", "if (bits > 4) found |=", "if (bits > 8) found |=", "result"),
+    ("the high plane of three bits forgotten", "attend_simd_1", "code.low |= high << 2;", "code.low |= 0;", "result"),
+    ("the high plane looked for behind a plane of 4 bits", "attend_simd_1", "row + head_dim * low / 8", "row + head_dim / 2", "result"),
+    ("codes centred as absmax has them", "attend_simd_1", "half_count : half_count - 0.5f", "half_count : half_count", "result"),
     ("a minimum without its scale's group", "attend_simd", "source.scale(token, 2 * group + 1)", "source.scale(token, 1)", "result"),
-    ("Lloyd-Max rounded to the wrong integer", "attend", "? 56.35f : bits == 4 ? 45.015f : 36.695f",
+    ("Lloyd-Max rounded to the wrong integer", "attend_simd_1", "? 56.35f : bits == 4 ? 45.015f : 36.695f",
      "? 56.35f : bits == 4 ? 45.6f : 36.695f", "result"),
-    ("the second best clip", "quantize", "if (gain <= best.gain) return;", "if (gain >= best.gain && best.gain > 0.0f) return;", "result"),
-    ("a tie of two levels to the inner one", "quantize", "distance >= upper_border<bits>(i) ? 1 : 0", "distance > upper_border<bits>(i) ? 1 : 0", "result"),
-    ("the other one of two levels", "quantize", "< low + high ? low : high", "< low + high ? high : low", "result"),
-    ("a border beyond which a level is not looked for", "quantize", "(float(lane) + 0.501f) * kWidth", "(float(lane) - 0.501f) * kWidth", "result"),
-    ("V's centre added by every split as well", "attend", "if (first == 0 && lane == 0) output.statistics[slot] = float2(joined.maximum, joined.sum);",
+    ("the second best clip", "quantize_128", "if (gain <= best.gain) return;", "if (gain >= best.gain && best.gain > 0.0f) return;", "result"),
+    ("a tie of two levels to the inner one", "quantize_128", "distance >= upper_border<bits>(i) ? 1 : 0", "distance > upper_border<bits>(i) ? 1 : 0", "result"),
+    ("the other one of two levels", "quantize_128", "< low + high ? low : high", "< low + high ? high : low", "result"),
+    ("a border beyond which a level is not looked for", "quantize_128", "(float(lane) + 0.501f) * kWidth", "(float(lane) - 0.501f) * kWidth", "result"),
+    ("V's centre added by every split as well", "attend_simd_2", "if (first == 0 && lane == 0) output.statistics[slot] = float2(joined.maximum, joined.sum);",
      "if (first == 0 && lane == 0) output.statistics[slot] = float2(joined.maximum, joined.sum);\n"
      "  output.partial[slot * p.head_dim + lane] += joined.sum * output.centre[lane];", "result"),
-    ("V's centre added to what saw nothing", "attend|merge", "p.has_v_centre && sum != 0.0f", "p.has_v_centre", "result"),
-    ("sinks read from codes", "attend", "decode ? span.lo : clamp(p.sinks, span.lo, span.hi);", "span.lo;", "result"),
-    ("blocks of a rotation ignored", "quantize", "if (apart >= block) continue;", "", "result"),
-    ("K's scale of the wrong token", "attend_matrix", "scales.of[b] = four[b];", "scales.of[b] = four[b ^ 1];", "result"),
-    ("recent rows from the wrong slot", "attend", "uint(token - origin)", "uint(token - origin + 1) % capacity", "result"),
-    ("the mask forgotten", "attend", "!p.has_mask ||", "true ||", "result"),
-    ("no rescale when a maximum moves", "attend_matrix", "  rescale<D, N>(sums, by, filled, found.v_scale, task.at);\n", "", "result"),
-    ("every tile taken for a whole one", "attend_matrix", "common.has(tile)", "true", "result"),
-    ("a slot behind the last page", "quantize", "number < long(count)", "number <= long(count)", "bounds"),
+    ("V's centre added to what saw nothing", "attend_matrix_64", "p.has_v_centre && sum != 0.0f", "p.has_v_centre", "result"),
+    ("sinks read from codes", "attend_simd_1", "decode ? span.lo : clamp(p.sinks, span.lo, span.hi);", "span.lo;", "result"),
+    ("blocks of a rotation ignored", "quantize_64", "if (apart >= block) continue;", "", "result"),
+    ("K's scale of the wrong token", "attend_matrix_64", "scales.of[b] = four[b];", "scales.of[b] = four[b ^ 1];", "result"),
+    ("recent rows from the wrong slot", "attend_simd_1", "uint(token - origin)", "uint(token - origin + 1) % capacity", "result"),
+    ("the mask forgotten", "attend_simd_1", "!p.has_mask ||", "true ||", "result"),
+    ("no rescale when a maximum moves", "attend_matrix_64", "  rescale<D, N>(sums, by, filled, found.v_scale, task.at);\n", "", "result"),
+    ("every tile taken for a whole one", "attend_matrix_64", "common.has(tile)", "true", "result"),
+    ("a slot behind the last page", "quantize_64", "number < long(count)", "number <= long(count)", "bounds"),
     ("a page that does not exist", "attend", "min(uint(table[index]), count - 1)", "uint(table[index])", "bounds"),
-    ("the table asked beyond a sequence", "attend_matrix", "!is_paged() || token < pages.end", "true", "bounds"),
-    ("the ring of another sequence", "attend", "s.ring = min(uint(ring), p.rings - 1);", "s.ring = 0;", "result"),
-    ("queries of the sequence before", "attend", "row.query = sequence.first + within;", "row.query = within;", "result"),
-    ("a split left out", "merge", "statistics + s, int(p.splits) - s, kChannels", "statistics + s, int(p.splits) - s - 1, kChannels", "result"),
-    ("products fused into sums", "quantize", "#pragma clang fp contract(off)", "", "result"),
-    ("a store beyond the row", "dequantize", "long(INT4KV_UNIT * u + lane) * rows.channel, x[u])",
+    ("the table asked beyond a sequence", "attend_matrix_64", "!is_paged() || token < pages.end", "true", "bounds"),
+    ("the ring of another sequence", "attend_matrix_64", "s.ring = min(uint(ring), p.rings - 1);", "s.ring = 0;", "result"),
+    ("queries of the sequence before", "attend_matrix_64", "row.query = sequence.first + within;", "row.query = within;", "result"),
+    ("a split left out", "merge_64", "statistics + s, int(p.splits) - s, kChannels", "statistics + s, int(p.splits) - s - 1, kChannels", "result"),
+    ("products fused into sums", "quantize_64", "#pragma clang fp contract(off)", "", "result"),
+    ("a store beyond the row", "dequantize_64", "long(INT4KV_UNIT * u + lane) * rows.channel, x[u])",
      "long(INT4KV_UNIT * u + lane + 1) * rows.channel, x[u])", "bounds"),
 ]
 
@@ -160,6 +164,6 @@ def test_a_mutant_of_the_host_code_is_caught(tmp_path, what, file, text, became,
     assert source.count(text) == 1, f"{source.count(text)} places to break"
     mutated = tmp_path / Path(file).name
     mutated.write_text(source.replace(text, became).replace('"../', f'"{CSRC}/'))
-    done = run(sys.executable, TESTS / "metal_calls.py", mutated, RIG_GUARD="1")
-    assert done.returncode != 0
-    assert words in done.stdout + done.stderr, (done.stdout + done.stderr)[-2000:]
+    done = sandbox.run(metal_calls.check, {"RIG_GUARD": "1"}, mutated=mutated)
+    assert done.status != 0
+    assert words in done.output, done.output[-2000:]

@@ -1,7 +1,10 @@
 """Int4PagedCache under generate: the tokens of Int4Cache, whatever happens to the rows."""
 
+from itertools import product
+
 import pytest
 import torch
+from cached_layers import chunk
 from devices import DEVICE
 from tiny_models import random_ids
 from transformers.cache_utils import DynamicCache
@@ -115,9 +118,8 @@ def test_a_reorder_of_long_beams_moves_a_ring_and_no_page():
     model = int4kv.patch(tiny_qwen2())
     pool = int4kv.PagePool(model.config, pages=400, sequences=4, page_size=16, device=DEVICE)
     paged, fp = int4kv.Int4PagedCache(pool), DynamicCache(config=model.config)
-    for part in random_ids(3, 2000).split(500, dim=1):
-        for cache in (paged, fp):
-            model(part, **as_argument(cache))
+    for layer, cache in product(range(2), (paged, fp)):
+        cache.update(*chunk(2000, batch=3, head_dim=32), layer)
     before = pool.copied_bytes
     paged.reorder_cache(torch.tensor([1, 1, 0], device=DEVICE))
     copied = pool.copied_bytes - before
