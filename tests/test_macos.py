@@ -55,6 +55,14 @@ def test_every_source_for_a_mac_is_in_it():
     assert {"ops.cpp", "module.cpp"} <= names and any(name.endswith(".mm") for name in names)
 
 
+def test_only_a_source_without_torch_has_one_object_for_every_torch():
+    without = [source.name for source in crosscompile.sources() if not Compiler().missing_headers(source)]
+    assert {"kernels_neon.cpp", "kernels_portable.cpp"} <= set(without)
+    assert {"ops.cpp", "attention.cpp", "module.cpp", "pipelines.mm"}.isdisjoint(without)
+    with pytest.raises(Refused, match="'c10/core/Device.h' file not found"):
+        Compiler().compile_text("device.cpp", "#include <c10/core/Device.h>\n")
+
+
 def test_every_symbol_it_needs_is_exported_where_it_is_looked_for(bundle, minor):
     """By torch's own wheel of that minor, by the system's library it is bound to, or by CPython."""
     exported = {facts["install_name"]: set(facts["exports"]) for facts in wheels.links(wheels.torch(minor)).values()}

@@ -46,13 +46,17 @@ SLACK = 1.02
 REGISTERS = 128  # that a thread has when three threadgroups of four simdgroups share a core
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    output = tmp_path_factory.mktemp("cost") / "cost.json"
-    command = [sys.executable, ROOT / "bench" / "metal_cost.py", "--json", output]
+def count(folder):
+    command = [sys.executable, ROOT / "bench" / "metal_cost.py", "--json", folder / "cost.json"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads(output.read_text())
+    (folder / "printed.txt").write_text(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def ran(made_once):
+    folder = made_once("cost", count)
+    return (folder / "printed.txt").read_text(), json.loads((folder / "cost.json").read_text())
 
 
 @pytest.fixture(scope="module")

@@ -47,17 +47,24 @@ def build(minor, jobs=2):
 
 
 class Compiler:
-    def __init__(self, minor):
+    """Without a minor it finds no header of torch: what it compiles is the same for every torch."""
+
+    def __init__(self, minor=None):
         self.minor = minor
         self.headers = digest_of_headers()
-        self.folder = BUILD / minor
+        self.folder = BUILD / (minor or "without-torch")
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def flags(self, suffix, kind=""):
-        include = wheels.torch(self.minor) / "torch/include"
-        system = [declarations(), include, include / "torch/csrc/api/include", python_headers()]
+        system = [declarations(), *self.torch_headers(), python_headers()]
         return [*base_flags(), *[part for folder in system for part in ("-isystem", folder)],
                 "-x", LANGUAGES[suffix] + kind, *TORCH_EXTENSION, *setup_flags(), *REFUSED]
+
+    def torch_headers(self):
+        if not self.minor:
+            return []
+        include = wheels.torch(self.minor) / "torch/include"
+        return [include, include / "torch/csrc/api/include"]
 
     def precompiled(self, suffix):
         """The precompiled header for sources of that suffix; those who ask while it is made wait for it."""
@@ -67,9 +74,22 @@ class Compiler:
             return self._made(f"headers{suffix}", ".pch", command, text)
 
     def compile(self, source):
-        """The object file of a source of the project."""
-        command = [*self.flags(source.suffix), "-include-pch", self.precompiled(source.suffix), "-I", metal_source(), "-c"]
-        return self._made("-".join(source.relative_to(CSRC).parts), ".o", command, source.read_text(), source)
+        """The object file of a source of the project; one that includes no header of torch has one object for every torch."""
+        with wheels.locked(f"without-torch-{name_of(source)}"):
+            if not Compiler().missing_headers(source):
+                return Compiler()._object(source, [])
+        return self._object(source, ["-include-pch", self.precompiled(source.suffix)])
+
+    def missing_headers(self, source):
+        """What the source and its headers include and this compiler does not find, as the compiler's list of dependencies says."""
+        command = [*self.flags(source.suffix), "-I", metal_source(), "-M", "-MG"]
+        rule = self._made(f"includes-{name_of(source)}", ".d", command, source.read_text(), source).read_text()
+        included = re.findall(r"(?:\\ |\S)+", rule.partition(":")[2].replace("\\\n", ""))
+        return {path for path in included if not Path(path).is_absolute()}
+
+    def _object(self, source, precompiled):
+        command = [*self.flags(source.suffix), *precompiled, "-I", metal_source(), "-c"]
+        return self._made(name_of(source), ".o", command, source.read_text(), source)
 
     def compile_text(self, name, text):
         """The object file of a text, without precompiled headers. The name ends in .cpp or .mm; no other text has it."""
@@ -105,6 +125,10 @@ class Compiler:
                 run([tool("clang++-22"), *command, written, "-o", Path(scratch) / "result"])
                 os.rename(Path(scratch) / "result", result)
         return result
+
+
+def name_of(source):
+    return "-".join(source.relative_to(CSRC).parts)
 
 
 def write(path, text):
