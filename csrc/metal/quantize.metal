@@ -2,7 +2,7 @@
 //
 // One dispatch serves K and V of all heads: a simdgroup owns one row (one token of one head of one side) in registers, as rows.h
 // draws it, and reads it once. Butterflies and sums are shuffles; there is no threadgroup memory and no barrier. A decode step's few
-// rows run through the code once, which takes longer to come than to run: both sides share it, and so do the clips.
+// rows run through the code once, which may take longer to come than to run: both sides share it.
 // Row r of the grid: side = r / rows, then batch, head and token of r % rows, the token fastest. Into pages, `slots` say where each token
 // goes; one without a slot, or with one that does not exist, is not written.
 #include "codebook.h"
