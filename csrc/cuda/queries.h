@@ -71,7 +71,7 @@ inline float larger(float a, float b) {
 
 // Of all lanes' numbers that are not negative, or NaN: the bits of such have their order.
 inline float simd_largest(float x) {
-  return as_type<float>(__reduce_max_sync(~0u, as_type<uint>(x)));
+  return as_type<float>(simd_max(as_type<uint>(x)));
 }
 
 // Four channels in units of 1 / inverse, as 128 + the number, rounded.

@@ -91,7 +91,7 @@ template <int U>
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   uint number = group * INT4KV_QUANTIZE_SIMDGROUPS + simdgroup;
   if (number >= p.rows << p.both) return;
-  bool is_v = p.both == 0 ? false : number >= p.rows;
+  bool is_v = number >= p.rows;
   uint row = is_v ? number - p.rows : number, token = row % p.tokens, head = row / p.tokens % p.heads, batch = row / p.tokens / p.heads;
   constant Int4kvQuantizeSide& side = p.sides[is_v ? 1 : 0];
   await_tensors();

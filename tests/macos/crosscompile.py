@@ -75,9 +75,10 @@ class Compiler:
 
     def compile(self, source):
         """The object file of a source of the project; one that includes no header of torch has one object for every torch."""
+        without_torch = Compiler()
         with wheels.locked(f"without-torch-{name_of(source)}"):
-            if not Compiler().missing_headers(source):
-                return Compiler()._object(source, [])
+            if not without_torch.missing_headers(source):
+                return without_torch._object(source, [])
         return self._object(source, ["-include-pch", self.precompiled(source.suffix)])
 
     def missing_headers(self, source):
